@@ -1,0 +1,1 @@
+"""One hole punching attempt: the rounds (pure machine), what drives them, what a technique may do."""

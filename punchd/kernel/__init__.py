@@ -1,0 +1,1 @@
+"""The only place with privileged or odd system calls."""

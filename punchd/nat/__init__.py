@@ -1,0 +1,1 @@
+"""Learning about the own NAT: discovery (pure), judging and predicting its mappings."""

@@ -1,0 +1,1 @@
+"""The techniques that come with punchd, one a file, found through entry points."""
