@@ -1,0 +1,136 @@
+"""What a technique may do to the world: the real kit, where policy stands.
+
+Every effect of a technique goes through here, and here it is checked, not in the technique: packets leave only from
+the attempt's own port and only to the attempt's peer, no more of them than a round may send; what a technique tells
+its other half becomes a token.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from punchd.attempt.outlook import KnownSide
+from punchd.attempt.port import LearningPort
+from punchd.endpoint import Endpoint, IPAddress
+from punchd.errors import Code, PunchError
+from punchd.events import Event, MappingLearned
+from punchd.technique import Datagram, Hole
+from punchd.wire.token import Card
+
+UNHEARD_CARDS = 16  # cards of the peer that a technique has not yet asked for; more are dropped
+
+
+class AttemptPorts:
+    """The ports of one attempt, bound before it starts, and the STUN servers to ask for them.
+
+    Owns the ports: `close` closes what was not handed over.
+    """
+
+    def __init__(self, udp: LearningPort | None, stun: Sequence[Endpoint]) -> None:
+        self.udp = udp
+        self.stun = stun
+
+    def close(self) -> None:
+        if self.udp is not None:
+            self.udp.close()
+            self.udp = None
+
+
+class RoundKit:
+    """The kit of one round. Implements `punchd.technique.Kit`."""
+
+    def __init__(
+        self,
+        *,
+        nonce: bytes,
+        peer: IPAddress,
+        packets: int,
+        ports: AttemptPorts,
+        tell: Callable[[Card], None],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self.nonce = nonce
+        self._peer = peer
+        self._packets = packets
+        self._ports = ports
+        self._tell = tell
+        self.emit = emit
+        self._cards_in, self._cards = trio.open_memory_channel[Card](UNHEARD_CARDS)
+
+    def now(self) -> float:
+        return trio.current_time()
+
+    def random(self, size: int) -> bytes:
+        return os.urandom(size)
+
+    @asynccontextmanager
+    async def udp(self) -> AsyncIterator[RoundUdpPort]:
+        """The attempt's port; it stays bound for a later round unless it is handed over."""
+        if self._ports.udp is None:
+            raise PunchError(Code.NETWORK, "the attempt has no UDP port")
+        self._ports.udp.ask(self._ports.stun)
+        yield RoundUdpPort(self._ports, self._ports.udp, self._peer, self._packets, self.emit)
+
+    def tell_peer(self, card: Card) -> None:
+        self._tell(card)
+
+    async def hear_peer(self) -> Card:
+        return await self._cards.receive()
+
+    def deliver(self, card: Card) -> None:
+        """The peer's half said this; a technique that does not listen loses it, as if the side channel had."""
+        try:
+            self._cards_in.send_nowait(card)
+        except trio.WouldBlock:
+            return
+
+
+class RoundUdpPort:
+    """The attempt's UDP port for one round: the peer and a number of packets. Implements `technique.UdpPort`."""
+
+    def __init__(
+        self, ports: AttemptPorts, port: LearningPort, peer: IPAddress, packets: int, emit: Callable[[Event], None]
+    ) -> None:
+        self._ports = ports
+        self._port = port
+        self._peer = peer
+        self._packets_left = packets
+        self._emit = emit
+        self.local = port.local
+
+    @property
+    def outlook(self) -> KnownSide:
+        return self._port.outlook
+
+    async def learn(self) -> KnownSide:
+        known = await self._port.learn()
+        self._emit_learned(known)
+        return known
+
+    def send(self, data: bytes, port: int, ttl: int | None = None) -> None:
+        if self._packets_left > 0:
+            self._packets_left -= 1
+            self._port.send(data, Endpoint(self._peer, port), ttl)
+
+    async def peek(self) -> Datagram | KnownSide:
+        news = await self._port.peek()
+        if isinstance(news, KnownSide):
+            self._emit_learned(news)
+        return news
+
+    def discard(self) -> None:
+        self._port.discard()
+
+    def hand_over(self, port: int) -> Hole:
+        remote = Endpoint(self._peer, port)
+        fd = self._port.part(remote)
+        self._ports.udp = None
+        return Hole(fd, self.local, remote)
+
+    def _emit_learned(self, known: KnownSide) -> None:
+        public = f"{known.address}:{known.ports()}"
+        self._emit(MappingLearned(self.local, public, known.behaviour, known.rtt_ms))

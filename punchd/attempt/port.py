@@ -1,0 +1,120 @@
+"""A bound UDP port that learns what it looks like from outside while it is used.
+
+One socket serves both: STUN's answers and the peer's datagrams come to the same port, since the mapping of that very
+port is what counts. Whoever waits for the next datagram drives the STUN machine along; there is no second reader, so
+nothing is read ahead (`punchd.kernel.udp` says why that matters).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import trio
+
+from punchd.attempt.outlook import KnownSide
+from punchd.endpoint import Endpoint
+from punchd.errors import Code, PunchError
+from punchd.kernel.udp import UdpSocket
+from punchd.nat.discover import Datagram as Question
+from punchd.nat.discover import Discovered, Discovery
+from punchd.technique import Datagram
+from punchd.wire import stun
+
+KEEPALIVE_S = 15.0  # RFC 8489 §12 and RFC 8445 §11: NATs may forget a UDP mapping after 30 s
+
+
+class LearningPort:
+    """A UDP socket and what is known of its public side. Owns the socket: `close` it, unless it was handed over."""
+
+    def __init__(self, socket: UdpSocket, known: KnownSide) -> None:
+        self._socket = socket
+        self._discovery: Discovery | None = None
+        self._reported = False
+        self._failure = ""
+        self._servers: tuple[Endpoint, ...] = ()
+        self.outlook = known
+        self.local = known.local
+
+    def ask(self, servers: Sequence[Endpoint]) -> None:
+        """Ask STUN servers, unless that was done or could add nothing. Returns at once."""
+        if self._discovery is not None or self.outlook.is_complete:
+            return
+        self._servers = tuple(servers)
+        ids = [os.urandom(stun.TRANSACTION_ID_SIZE) for _ in servers]
+        self._discovery = Discovery(servers, self.local, ids)
+        self._send_questions(self._discovery.start(trio.current_time()))
+
+    async def learn(self) -> KnownSide:
+        """What is known once STUN has answered; datagrams that come before are dropped.
+
+        Raises:
+            PunchError: no-address, if nothing tells the public address.
+        """
+        while self._discovery is not None and not self._reported:
+            if isinstance(await self.peek(), Datagram):
+                self.discard()
+        if self.outlook.address.is_unspecified:
+            raise PunchError(
+                Code.NO_ADDRESS, self._failure or "no STUN server is known: use --stun or the configuration"
+            )
+        return self.outlook
+
+    async def peek(self) -> Datagram | KnownSide:
+        """The next datagram that is not STUN's, left in the queue; or, once, what STUN's answers add up to."""
+        while True:
+            if self._discovery is not None and not self._reported and (found := self._discovery.result()) is not None:
+                return self._conclude(found)
+            waiting = None if self._discovery is None else self._discovery.next_timeout()
+            with trio.move_on_at(float("inf") if waiting is None else waiting) as patience:
+                await self._socket.readable()
+            if self._discovery is not None and patience.cancelled_caught:
+                self._send_questions(self._discovery.handle_timeout(trio.current_time()))
+                continue
+            first = self._socket.peek()
+            if first is None:
+                continue
+            data, source = first
+            if self._discovery is None or not self._discovery.handle_datagram(data, source, trio.current_time()):
+                return Datagram(data, source)
+            self._socket.discard()
+
+    def discard(self) -> None:
+        self._socket.discard()
+
+    def send(self, data: bytes, to: Endpoint, ttl: int | None = None) -> None:
+        self._socket.send(data, to, ttl)
+
+    async def keep_alive(self) -> None:
+        """Keep the NAT's mapping for as long as this runs; what comes in is dropped."""
+        while True:
+            with trio.move_on_after(KEEPALIVE_S):
+                while True:
+                    if isinstance(await self.peek(), Datagram):
+                        self.discard()
+            for server in self._servers:
+                try:
+                    self.send(stun.encode_indication(os.urandom(stun.TRANSACTION_ID_SIZE)), server)
+                except PunchError:
+                    continue  # no route at the moment; the attempt that uses the port will say so
+
+    def part(self, remote: Endpoint) -> int:
+        """Connect and give the descriptor away; the caller owns it. Errors as in `UdpSocket.part`."""
+        return self._socket.part(remote)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _send_questions(self, questions: Sequence[Question]) -> None:
+        for question in questions:
+            try:
+                self._socket.send(question.payload, question.destination)
+            except PunchError as error:
+                if self._discovery is not None:
+                    self._discovery.handle_unreachable(question.destination, str(error))
+
+    def _conclude(self, found: Discovered) -> KnownSide:
+        self._reported = True
+        self._failure = found.reason
+        self.outlook = self.outlook.with_discovered(found)
+        return self.outlook

@@ -1,0 +1,184 @@
+"""From a request to an attempt that is ready to run: addresses checked, port bound, plan made.
+
+Whatever is wrong with a request beyond its form is found here, before the attempt starts: the host's own address as a
+target, no route, a local port that is taken, no technique that could be used.
+
+Source: line protocol §2 (options), §4, §6, §13.1, §13.3, §13.11, §13.12.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from punchd.attempt import machine
+from punchd.attempt.kit import AttemptPorts
+from punchd.attempt.outlook import KnownSide
+from punchd.attempt.port import LearningPort
+from punchd.attempt.runner import Attempt, Voice
+from punchd.config import Config
+from punchd.control.registry import Registry
+from punchd.control.requests import Initiate, Options, Probe, Protocol, Respond
+from punchd.endpoint import Endpoint, IPAddress, PortSet, objection
+from punchd.errors import Code, DeniedError, KernelError
+from punchd.events import Event
+from punchd.kernel.routes import Routes
+from punchd.kernel.udp import UdpSocket
+from punchd.nat.servers import StunServers
+from punchd.wire.token import NONCE_SIZE, Card, Kind, Token
+
+INITIATE_TIMEOUT_MS = 30_000
+RESPOND_TIMEOUT_MS = 45_000  # outlives the initiator, who decides when it is over
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """Makes attempts of requests. Shared by all connections."""
+
+    config: Config
+    registry: Registry
+    routes: Routes
+    servers: StunServers
+
+    async def initiate(
+        self, request: Initiate, kept: LearningPort | None, voice: Voice, emit: Callable[[Event], None]
+    ) -> Attempt:
+        """An attempt that leads. It owns `kept`, a port probed before, unless this raises.
+
+        Raises:
+            DeniedError, KernelError, PunchError: the request cannot be carried out; the message says why.
+        """
+        names = self.registry.resolve(request.techniques)
+        plan = machine.Plan(
+            nonce=os.urandom(NONCE_SIZE),
+            peer=request.ip,
+            timeout_s=(request.options.timeout_ms or INITIATE_TIMEOUT_MS) / 1000,
+            techniques=tuple((name, self.registry.by_name[name].number) for name in names),
+        )
+        self._check_usable(names)
+        ports = await self._ports(plan.peer, names, request.options, kept)
+        return self._attempt(plan, request.options, request.ports, ports, voice=voice, emit=emit)
+
+    async def respond(
+        self, request: Respond, kept: LearningPort | None, voice: Voice, emit: Callable[[Event], None]
+    ) -> Attempt:
+        """An attempt that follows the offer in `request`. Ownership and errors as in `initiate`."""
+        token, options = request.token, request.options
+        card = self._offer(token, options)
+        names = self.registry.resolve(options.techniques) if options.techniques else self.registry.names
+        plan = machine.Plan(
+            nonce=token.nonce,
+            peer=card.address,
+            timeout_s=(options.timeout_ms or RESPOND_TIMEOUT_MS) / 1000,
+            known=self.registry.by_number,
+            agreed=frozenset(names),
+            first_offer=token,
+        )
+        self._check_usable(names)
+        ports = await self._ports(plan.peer, names, options, kept)
+        return self._attempt(plan, options, None, ports, voice=voice, emit=emit)
+
+    async def open_port(self, request: Probe) -> LearningPort:
+        """A port that has been asked about at the STUN servers; the caller owns it.
+
+        Raises:
+            DeniedError, KernelError, PunchError: no server, a port that is taken, TCP (not yet).
+        """
+        options = request.options
+        if request.protocol is Protocol.TCP:
+            raise DeniedError(Code.UNSUPPORTED, "probing TCP ports is not supported yet, only udp")
+        version = options.local.version if options.local is not None else None
+        servers = await self._stun(options, version or 4) or ([] if version else await self._stun(options, 6))
+        if options.local is not None:
+            local = options.local
+        elif servers:
+            local = self.routes.to(servers[0].ip).source
+        else:
+            raise DeniedError(Code.NO_ADDRESS, "no STUN server is known: use --stun or the configuration, or local=")
+        port = LearningPort(*_bind(local, options))
+        port.ask(servers)
+        return port
+
+    def _check_usable(self, names: Sequence[str]) -> None:
+        if any(name in self.registry.usable for name in names):
+            return
+        lacking = [f"{name} needs {self.registry.lacking[name]}" for name in names if name in self.registry.lacking]
+        if lacking:
+            raise DeniedError(Code.NO_PRIVILEGE, f"no technique can be used: {'; '.join(lacking)}")
+        text = f"none of {', '.join(names) or 'the techniques'} is loaded here, only {', '.join(self.registry.usable)}"
+        raise DeniedError(Code.EXHAUSTED, text)
+
+    async def _ports(
+        self, peer: IPAddress, names: Sequence[str], options: Options, kept: LearningPort | None
+    ) -> AttemptPorts:
+        """The attempt's ports; binding comes last, so that nothing is left open when something else is wrong."""
+        source = self.routes.to(peer).source
+        servers = await self._stun(options, peer.version)
+        if kept is not None:
+            kept.outlook = replace(kept.outlook, given_address=options.public, given_ports=options.pports)
+            return AttemptPorts(kept, servers)
+        if any(self.registry.by_name[name].protocol == "udp" for name in names):
+            return AttemptPorts(LearningPort(*_bind(options.local or source, options)), servers)
+        return AttemptPorts(None, servers)
+
+    def _attempt(
+        self,
+        plan: machine.Plan,
+        options: Options,
+        peer_ports: PortSet | None,
+        ports: AttemptPorts,
+        *,
+        voice: Voice,
+        emit: Callable[[Event], None],
+    ) -> Attempt:
+        return Attempt(
+            plan=plan,
+            techniques=self.registry.by_name,
+            ports=ports,
+            peer_ports=peer_ports,
+            ttl=options.ttl or self.config.ttl,
+            packets_per_port=self.config.limits.packets_per_port,
+            packets=self.config.limits.packets_per_round,
+            voice=voice,
+            emit=emit,
+        )
+
+    def _offer(self, token: Token, options: Options) -> Card:
+        card = token.card
+        if token.kind is not Kind.OFFER or card is None:
+            raise DeniedError(Code.BAD_TOKEN, f"field 3: expected an offer for a new id, got {token.kind.name.lower()}")
+        if options.peer is not None and card.address != options.peer:
+            raise DeniedError(Code.TOKEN_MISMATCH, f"the token names {card.address}, expected {options.peer}")
+        for name, address in (("local", options.local), ("public", options.public)):
+            if address is not None and address.version != card.address.version:
+                text = f"the token is IPv{card.address.version}, {name} is IPv{address.version}"
+                raise DeniedError(Code.TOKEN_MISMATCH, text)
+        return card
+
+    async def _stun(self, options: Options, version: int) -> list[Endpoint]:
+        """The request's own server, checked like any other target, or else the configured ones."""
+        if options.stun is None:
+            return await self.servers.of_family(version)
+        found = [endpoint for endpoint in await self.servers.resolve(options.stun) if endpoint.ip.version == version]
+        for endpoint in found:
+            if (why := objection(endpoint.ip, allow_private=self.config.allow_private)) is not None:
+                raise DeniedError(Code.BAD_ADDRESS, f"stun: {why}")
+            self.routes.to(endpoint.ip)
+        return found
+
+
+def _bind(local: IPAddress, options: Options) -> tuple[UdpSocket, KnownSide]:
+    socket = UdpSocket(Endpoint(local, options.lport))
+    return socket, KnownSide(socket.local, options.public, options.pports)
+
+
+def code_of(error: Exception) -> Code:
+    """The code of an `error` line for what a launch may raise."""
+    match error:
+        case DeniedError():
+            return error.code
+        case KernelError():
+            return Code.NETWORK
+        case _:
+            return getattr(error, "reason", Code.INTERNAL)

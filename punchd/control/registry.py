@@ -1,0 +1,89 @@
+"""The techniques of this daemon: what is loaded, what can be used, and what `auto` and `all` mean here.
+
+A technique that is known but cannot run (not installed, or the process lacks a capability) is stood in for by one that
+gives the reason, so that a request that names it gets a clear `failed` line and the other side a skip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from punchd.control.requests import ALL, AUTO
+from punchd.errors import Code
+from punchd.technique import Capability, Facts, Hole, Kit, Technique, Unsuitable
+from punchd.wire.token import TECHNIQUE_NUMBERS, Card
+
+ALL_ORDER = ("tcp-nutss", "tcp-syni", "tcp-repair", "udp")  # line protocol §13.5: best chance first
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """Stands in for a technique that cannot run here."""
+
+    name: str
+    number: int
+    reason: Code
+    text: str
+    protocol: ClassVar[str] = "-"
+    needs: ClassVar[Capability] = Capability.NONE
+
+    def plan(self, facts: Facts) -> Unsuitable:
+        return Unsuitable(self.reason, self.text)
+
+    async def initiate(self, plan: object, kit: Kit) -> Hole:
+        raise NotImplementedError
+
+    async def respond(self, plan: object, offer: Card, kit: Kit) -> Hole:
+        raise NotImplementedError
+
+
+class Registry:
+    """What can be asked for, by name and by token number.
+
+    Args:
+        loaded: the techniques of the configuration, in its order.
+        held: the capabilities of this process.
+    """
+
+    def __init__(self, loaded: Sequence[Technique[Any]], held: Capability) -> None:
+        self._by_name: dict[str, Technique[Any]] = {}
+        for name, number in TECHNIQUE_NUMBERS.items():
+            self._by_name[name] = Unavailable(name, number, Code.UNSUPPORTED, f"{name} is not loaded here")
+        self.usable: list[str] = []
+        self.lacking: dict[str, str] = {}
+        for technique in loaded:
+            missing = technique.needs & ~held
+            if missing:
+                names = ", ".join(f"CAP_{flag.name}" for flag in missing)
+                self.lacking[technique.name] = names
+                text = f"{technique.name} needs {names}"
+                self._by_name[technique.name] = Unavailable(technique.name, technique.number, Code.NO_PRIVILEGE, text)
+            else:
+                self.usable.append(technique.name)
+                self._by_name[technique.name] = technique
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that a request may hold."""
+        return tuple(self._by_name)
+
+    @property
+    def by_name(self) -> Mapping[str, Technique[Any]]:
+        return self._by_name
+
+    @property
+    def by_number(self) -> Mapping[int, str]:
+        return {technique.number: name for name, technique in self._by_name.items()}
+
+    def resolve(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """What `auto` and `all` mean here; names stay as they are. Empty if nothing can be used."""
+        match names:
+            case (word,) if word == AUTO:
+                return tuple(self.usable)
+            case (word,) if word == ALL:
+                ordered = [name for name in ALL_ORDER if name in self.usable]
+                return (*ordered, *(name for name in self.usable if name not in ALL_ORDER))
+            case _:
+                return names

@@ -1,0 +1,143 @@
+"""A UDP socket as hole punching needs it: a TTL for single packets, a look before reading, a filter on parting.
+
+Theory of operation. Until the hole is proven, the socket is not connected and the daemon reads it. Then it becomes the
+application's, and what lies in its queue becomes the application's, too. So the daemon never reads ahead: it looks at
+the first datagram (MSG_PEEK) and removes it only when it is the daemon's own business. On parting, a classic BPF
+filter first stops late probes at the door, then the socket is connected, so that no stranger's datagram comes in any
+more, and then what already came and is not the peer's is removed from the head of the queue. A late probe that stands
+behind a datagram of the peer's application (it was overtaken within the last millisecond) stays: removing it would
+take the application's datagram with it.
+
+The filter drops datagrams of 30 bytes and more that start with `PCH1`; without the test of the length, a load beyond
+the end would drop every datagram shorter than four bytes. It sees the UDP header, so offsets are 8 further.
+
+Source: line protocol §5; socket(7), udp(7), ip(7), linux/filter.h; measured on Linux 6.1 and 6.18.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+
+import trio
+
+from punchd.endpoint import Endpoint
+from punchd.errors import Code, PunchError
+from punchd.wire import probe
+
+MAX_DATAGRAM = 2048  # bytes; longer ones are nobody's probes and STUN answers, and peeking does not shorten them
+_UDP_HEADER = 8
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h; the socket module has no name for it
+# Packets may get lost; these say that this one did, and the techniques repeat theirs anyway.
+_LOST = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ECONNREFUSED, errno.EHOSTUNREACH})
+
+
+def _late_probe_filter() -> bytes:
+    """`struct sock_filter[]`: drop if at least SIZE bytes and starting with MAGIC, else pass."""
+    load_length, load_word = 0x80, 0x20  # BPF_LD | BPF_W | BPF_LEN, BPF_LD | BPF_W | BPF_ABS
+    jump_ge, jump_eq, give_back = 0x35, 0x15, 0x06  # BPF_JMP | BPF_JGE or BPF_JEQ | BPF_K, BPF_RET | BPF_K
+    program = (
+        (load_length, 0, 0, 0),
+        (jump_ge, 0, 3, _UDP_HEADER + probe.SIZE),
+        (load_word, 0, 0, _UDP_HEADER),
+        (jump_eq, 0, 1, int.from_bytes(probe.MAGIC, "big")),
+        (give_back, 0, 0, 0),
+        (give_back, 0, 0, 0xFFFFFFFF),
+    )
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+
+
+_FILTER = ctypes.create_string_buffer(_late_probe_filter())
+_FILTER_PROGRAM = struct.pack("HP", len(_late_probe_filter()) // 8, ctypes.addressof(_FILTER))
+
+
+class UdpSocket:
+    """One bound UDP socket. Whoever made it closes it, unless `part` gave it away."""
+
+    def __init__(self, local: Endpoint) -> None:
+        """Bind to `local`; port 0 lets the kernel choose.
+
+        Raises:
+            PunchError: port-in-use; network, for anything else that the kernel has against it.
+        """
+        family = socket.AF_INET6 if local.ip.version == 6 else socket.AF_INET
+        self._ipv6 = local.ip.version == 6
+        self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            if self._ipv6:
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            self._socket.bind(local.sockaddr)
+            self.local = Endpoint.from_sockaddr(self._socket.getsockname())
+        except OSError as error:
+            self._socket.close()
+            taken = error.errno == errno.EADDRINUSE
+            raise PunchError(Code.PORT_IN_USE if taken else Code.NETWORK, f"bind {local}: {_reason(error)}") from None
+
+    def send(self, data: bytes, to: Endpoint, ttl: int | None = None) -> None:
+        """Send one datagram; None is the system's TTL. What a full queue swallows counts as lost on the way.
+
+        Raises:
+            PunchError: network, e.g. no route, or a local firewall that forbids it.
+        """
+        level, option = (
+            (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT) if self._ipv6 else (socket.IPPROTO_IP, socket.IP_TTL)
+        )
+        control = [] if ttl is None else [(level, option, struct.pack("i", ttl))]
+        try:
+            self._socket.sendmsg([data], control, 0, to.sockaddr)
+        except OSError as error:
+            if error.errno not in _LOST:
+                raise PunchError(Code.NETWORK, f"send to {to}: {_reason(error)}") from None
+
+    async def readable(self) -> None:
+        """A datagram is there, or an error to be fetched by `peek`."""
+        await trio.lowlevel.wait_readable(self._socket)
+
+    def peek(self) -> tuple[bytes, Endpoint] | None:
+        """The first datagram in the queue, which stays there; its first 2,048 bytes. None: there is none."""
+        try:
+            data, source = self._socket.recvfrom(MAX_DATAGRAM, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return None  # a pending ICMP error, fetched and thereby gone
+        return data, Endpoint.from_sockaddr(source)
+
+    def discard(self) -> None:
+        """Remove the first datagram from the queue."""
+        try:
+            self._socket.recv(1)  # a recv(0) never reaches the kernel
+        except OSError:
+            return
+
+    def part(self, remote: Endpoint) -> int:
+        """Connect to `remote` and give the descriptor away; the caller owns it, this object is empty.
+
+        The socket is blocking, its TTL the system's, and filters late probes.
+
+        Raises:
+            PunchError: network, when the kernel refuses; the socket is still ours then.
+        """
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _FILTER_PROGRAM)
+            self._socket.connect(remote.sockaddr)
+        except OSError as error:
+            raise PunchError(Code.NETWORK, f"connect to {remote}: {_reason(error)}") from None
+        while (first := self.peek()) is not None:
+            if first[1] == remote and not probe.is_probe(first[0]):
+                break
+            self.discard()
+        self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # fetched and thereby gone
+        self._socket.setblocking(True)
+        return self._socket.detach()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _reason(error: OSError) -> str:
+    number = error.errno or 0
+    return f"{errno.errorcode.get(number, number)} {os.strerror(number)}"

@@ -1,0 +1,70 @@
+"""The STUN servers to ask, their names resolved.
+
+Names of the configuration are looked up when they are needed and remembered for a while; a name server that does not
+answer costs an attempt at most `LOOKUP_S`. Literal addresses never wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+import trio
+
+from punchd.endpoint import Endpoint
+
+LOOKUP_S = 1.0  # half of the two seconds that a round has for its preparation
+REMEMBER_S = 300.0
+REMEMBER_FAILURE_S = 10.0
+
+log = logging.getLogger(__name__)
+
+HostPort = tuple[str, int]
+
+
+class StunServers:
+    """Resolves the configured servers and those of single requests."""
+
+    def __init__(self, configured: Sequence[HostPort]) -> None:
+        self._configured = tuple(configured)
+        self._known: dict[HostPort, tuple[float, tuple[Endpoint, ...]]] = {}
+
+    async def of_family(self, version: int) -> list[Endpoint]:
+        """The configured servers' endpoints of one IP version, in the order of the configuration."""
+        found: list[Endpoint] = []
+        for server in self._configured:
+            found.extend(await self.resolve(server))
+        return [endpoint for endpoint in dict.fromkeys(found) if endpoint.ip.version == version]
+
+    async def resolve(self, server: HostPort) -> tuple[Endpoint, ...]:
+        """The first address of each family of one server; empty if the name cannot be resolved now."""
+        host, port = server
+        try:
+            return (Endpoint(ip_address(host), port),)
+        except ValueError:
+            pass
+        until, endpoints = self._known.get(server, (0.0, ()))
+        if trio.current_time() < until:
+            return endpoints
+        endpoints = await self._look_up(host, port)
+        remember_s = REMEMBER_S if endpoints else REMEMBER_FAILURE_S
+        if server in self._configured:  # an application's own names are not remembered: they are not bounded
+            self._known[server] = (trio.current_time() + remember_s, endpoints)
+        return endpoints
+
+    async def _look_up(self, host: str, port: int) -> tuple[Endpoint, ...]:
+        answers = []
+        with trio.move_on_after(LOOKUP_S) as patience:
+            try:
+                answers = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+            except OSError as error:
+                log.warning("STUN server %s: %s", host, error.strerror)
+        if patience.cancelled_caught:
+            log.warning("STUN server %s: no name server answered within %g s", host, LOOKUP_S)
+        first: dict[int, Endpoint] = {}
+        for *_, sockaddr in answers:
+            endpoint = Endpoint.from_sockaddr(sockaddr)
+            first.setdefault(endpoint.ip.version, endpoint)
+        return tuple(first.values())

@@ -1,0 +1,246 @@
+"""What a technique is, what it may do to the world, and how techniques are found.
+
+A technique is stateless and reads like its paper. It has two halves, `initiate` and `respond`, and everything it does
+goes through the `Kit` of one attempt: one bound port, notes to the peer's half, events. A technique imports neither
+socket nor kernel code, so a fake kit with a virtual clock can run it, and the real kit can check every effect against
+policy: own port, own address, the attempt's peer, so many packets.
+
+There are no timeout parameters: the caller cancels. Leaving a `Scope`, cancelled or not, undoes it.
+
+Techniques are found through the entry point group `punchd.techniques`; only those that the configuration names are
+loaded, so that an installed but unwanted technique runs no code in a privileged daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager as Scope
+from dataclasses import dataclass
+from enum import Enum, Flag, auto
+from importlib.metadata import entry_points
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from punchd.endpoint import Endpoint, IPAddress, PortSet
+from punchd.errors import Code, ConfigError
+from punchd.events import Event
+from punchd.wire.token import FIRST_PLUGIN_NUMBER, TECHNIQUE_NUMBERS, Card
+
+ENTRY_POINTS = "punchd.techniques"
+
+PlanT = TypeVar("PlanT")
+
+
+class Capability(Flag):
+    """Privileges that a technique needs; checked when it is loaded, not in mid-punch."""
+
+    NONE = 0
+    NET_RAW = auto()
+    NET_ADMIN = auto()
+
+
+class Role(Enum):
+    INITIATOR = "initiator"
+    RESPONDER = "responder"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known when a technique is asked for its plan.
+
+    Attributes:
+        role: which half will run.
+        peer: the peer's public address.
+        peer_ports: the peer's public ports as far as they are known, best first.
+        ttl: the low TTL: large enough to leave the own NAT, too small to reach the peer's. 1-64.
+        packets_per_port: most packets towards one port in this round.
+        packets: most packets in this round.
+    """
+
+    role: Role
+    peer: IPAddress
+    peer_ports: PortSet
+    ttl: int
+    packets_per_port: int
+    packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unsuitable:
+    """A technique cannot help here, and why."""
+
+    reason: Code
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """A connected socket, proven in both directions.
+
+    Attributes:
+        fd: the socket. Whoever holds the Hole owns it and closes it.
+        local: its own end.
+        remote: the peer's real public end.
+    """
+
+    fd: int
+    local: Endpoint
+    remote: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    data: bytes
+    source: Endpoint
+
+
+class Outlook(Protocol):
+    """What is known of the own public side of a port."""
+
+    @property
+    def address(self) -> IPAddress:
+        """The own public address; unspecified while nobody could tell it."""
+
+    @property
+    def behaviour(self) -> str:
+        """`open`, `endpoint-independent`, `sequential+N`, `random` or `unknown`."""
+
+    @property
+    def is_predicted(self) -> bool:
+        """The ports are predictions; none of them was seen for the peer."""
+
+    @property
+    def rtt_ms(self) -> int:
+        """Round trip to the nearest STUN server, 0 = unknown."""
+
+    def ports(self, later: int = 0) -> PortSet:
+        """The public ports for the peer, best first, after `later` new destinations since STUN was asked."""
+
+
+class UdpPort(Protocol):
+    """One bound UDP port. It sends to the attempt's peer only."""
+
+    @property
+    def local(self) -> Endpoint: ...
+
+    @property
+    def outlook(self) -> Outlook:
+        """What is known now; STUN may still be under way."""
+
+    async def learn(self) -> Outlook:
+        """What is known once STUN has answered.
+
+        Raises:
+            PunchError: no-address, when nothing tells the own public address.
+        """
+
+    def send(self, data: bytes, port: int, ttl: int | None = None) -> None:
+        """Send to that port of the peer; None is the system's TTL. Beyond the packets of a round nothing is sent.
+
+        Raises:
+            PunchError: network, when the kernel refuses.
+        """
+
+    async def peek(self) -> Datagram | Outlook:
+        """The next datagram, which stays queued until `discard`; or, once, what STUN had to say.
+
+        A datagram that is left in the queue is the application's to read.
+        """
+
+    def discard(self) -> None:
+        """Remove the datagram that `peek` returned."""
+
+    def hand_over(self, port: int) -> Hole:
+        """Connect to that port of the peer; the hole owns the socket, this port is done.
+
+        The socket is blocking, its TTL the system's, and a filter keeps late probes from the application.
+        """
+
+
+class Kit(Protocol):
+    """One attempt's effects."""
+
+    @property
+    def nonce(self) -> bytes:
+        """The attempt's, 8 bytes, the same on both sides."""
+
+    def now(self) -> float:
+        """Seconds, trio's clock."""
+
+    def random(self, size: int) -> bytes:
+        """Bytes that nobody can guess."""
+
+    def udp(self) -> Scope[UdpPort]:
+        """The attempt's UDP port."""
+
+    def tell_peer(self, card: Card) -> None:
+        """Becomes a token: the offer or answer first, then notes. The kit fills in `rtt_ms`."""
+
+    async def hear_peer(self) -> Card:
+        """What the peer's half told next."""
+
+    def emit(self, event: Event) -> None: ...
+
+
+@runtime_checkable
+class Technique(Protocol[PlanT]):
+    """One way to punch. Its attributes:
+
+    name: as in the line protocol; number: as in tokens (128-255 for techniques of others); protocol: "tcp" or "udp";
+    needs: capabilities of the daemon's process.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def needs(self) -> Capability: ...
+
+    def plan(self, facts: Facts) -> PlanT | Unsuitable:
+        """Pure: what to do with these facts, or why it cannot help."""
+
+    async def initiate(self, plan: PlanT, kit: Kit) -> Hole:
+        """Ends with a proven socket or raises PunchError; the first thing it tells the peer is the offer."""
+
+    async def respond(self, plan: PlanT, offer: Card, kit: Kit) -> Hole:
+        """The other half; the first thing it tells the peer is the answer."""
+
+
+def load(names: Iterable[str]) -> tuple[list[Technique[Any]], list[str]]:
+    """The techniques called `names`, in that order, and the names that are not installed.
+
+    Raises:
+        ConfigError: an entry point that cannot be imported or is no technique.
+    """
+    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    found: list[Technique[Any]] = []
+    absent: list[str] = []
+    for name in names:
+        point = points.get(name)
+        if point is None:
+            absent.append(name)
+            continue
+        try:
+            technique = point.load()()
+        except Exception as error:  # foreign code: whatever it raises, the user gets one line
+            raise ConfigError(f"technique {name}: {point.value} cannot be loaded: {error!r}") from error
+        _check(technique, name)
+        found.append(technique)
+    return found, absent
+
+
+def installed() -> list[str]:
+    """The names of all techniques that could be loaded."""
+    return [point.name for point in entry_points(group=ENTRY_POINTS)]
+
+
+def _check(technique: object, name: str) -> None:
+    if not isinstance(technique, Technique) or technique.name != name:
+        raise ConfigError(f"technique {name}: the entry point names something else: {technique!r}")
+    expected = TECHNIQUE_NUMBERS.get(name)
+    number = technique.number
+    if number != expected if expected is not None else not FIRST_PLUGIN_NUMBER <= number <= 255:
+        wanted = expected if expected is not None else f"{FIRST_PLUGIN_NUMBER} to 255"
+        raise ConfigError(f"technique {name}: expected token number {wanted}, got {number}")
