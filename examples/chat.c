@@ -80,13 +80,13 @@ static void receive(struct connection *from) {
     if (count == 0)
         fail("%s closed the connection", from->name);
     from->used += (size_t)count;
-    for (struct cmsghdr *part = CMSG_FIRSTHDR(&message); part; part = CMSG_NXTHDR(&message, part)) {
-        size_t fds = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
+    for (struct cmsghdr *rights = CMSG_FIRSTHDR(&message); rights; rights = CMSG_NXTHDR(&message, rights)) {
+        size_t fds = (rights->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        if (rights->cmsg_level != SOL_SOCKET || rights->cmsg_type != SCM_RIGHTS)
             continue;
         if (from->queued + fds > MAX_FDS)
             fail("%s sent too many descriptors", from->name);
-        memcpy(from->fds + from->queued, CMSG_DATA(part), fds * sizeof(int));
+        memcpy(from->fds + from->queued, CMSG_DATA(rights), fds * sizeof(int));
         from->queued += fds;
     }
     if (message.msg_flags & MSG_CTRUNC)
@@ -180,7 +180,7 @@ static int punch(struct connection *daemon, struct connection *side, const char 
         while ((count = next_line(daemon, '|', line, field))) {
             if (count >= 8 && !strcmp(field[0], "ok") && !strcmp(field[2], "probe")) {
                 /* ok|own|probe|udp|IP|PORTS|MAPPING|LPORT */
-                fprintf(stderr, "%s is %s port %s\n", name, field[4], field[5]);
+                fprintf(stderr, "own address: %s port %s\n", field[4], field[5]);
                 snprintf(port, sizeof port, "%s", field[7]);
                 say(side, "register %s %s %s", name, field[4], field[5]);
             } else if (count >= 8 && !strcmp(field[0], "ok") && daemon->queued) {
@@ -201,11 +201,15 @@ static int punch(struct connection *daemon, struct connection *side, const char 
         }
         if (wait[1].revents)
             receive(side);
-        while ((count = next_line(side, ' ', line, field))) {
+        while ((count = next_line(side, ' ', line, field))) { /* "undelivered" is none of our business */
             if (!strcmp(field[0], "error")) {
-                fail("the rendezvous server says: %s%s", count > 1 ? field[1] : "", count > 2 ? " ..." : "");
-            } else if (!strcmp(field[0], "registered") && call) {
-                say(side, "lookup %s", peer);
+                for (int i = 2; i < count; i++)
+                    field[i][-1] = ' '; /* one text again */
+                fail("the rendezvous server says: %s", count > 1 ? field[1] : "error");
+            } else if (!strcmp(field[0], "registered")) {
+                fprintf(stderr, "registered as %s\n", name);
+                if (call)
+                    say(side, "lookup %s", peer);
             } else if (count == 4 && !strcmp(field[0], "found") && !started) {
                 say(daemon, "initiate|chat|udp|%s|%s|lport=%s", ADDRESS(field[2]), PORTS(field[3]), port);
                 started = true;

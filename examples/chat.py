@@ -37,7 +37,10 @@ class SideChannel:
         self._pending = b""
 
     async def receive(self, verb: str) -> list[str]:
-        """The words of the next line with this verb; others are passed over, complaints are raised."""
+        """The words of the next line with this verb. An `error` is raised; other lines are passed over.
+
+        Passed over is `undelivered`, too: a peer that has its connection already needs no more tokens.
+        """
         while True:
             while b"\n" not in self._pending:
                 chunk = await self._stream.receive_some()
@@ -61,9 +64,13 @@ class SideChannel:
         await self._stream.send_all(" ".join(map(str, words)).encode() + b"\n")
 
 
+def tell(news: str) -> None:
+    print(news, file=sys.stderr, flush=True)
+
+
 def show(event: Event) -> None:
     code = f" {event.code}" if isinstance(event, Failed | Ignored) else ""
-    print(f"round {event.round} {event.technique}: {type(event).__name__.lower()}{code}", file=sys.stderr, flush=True)
+    tell(f"round {event.round} {event.technique}: {type(event).__name__.lower()}{code}")
 
 
 async def connect(arguments: argparse.Namespace) -> Connected[TrioSocket]:
@@ -72,9 +79,10 @@ async def connect(arguments: argparse.Namespace) -> Connected[TrioSocket]:
     async with await trio.open_tcp_stream(host, int(port)) as stream, Daemon.connect(arguments.socket) as daemon:
         side = SideChannel(stream)
         own = await daemon.probe("tcp" if arguments.techniques.startswith("tcp") else "udp")
+        tell(f"own address: {own.ip} port {own.ports}")
         await side.send("register", arguments.name, own.ip, own.ports)
         await side.receive("registered")
-        print(f"{arguments.name} is {own.ip} port {own.ports}", file=sys.stderr, flush=True)
+        tell(f"registered as {arguments.name}")
         if arguments.call:
             peer = arguments.call
             await side.send("lookup", peer)
@@ -110,16 +118,16 @@ async def chat(connected: Connected[TrioSocket]) -> None:
                     hole.shutdown(socket.SHUT_WR)
                 nursery.cancel_scope.cancel()
     except* (ConnectionError, trio.BrokenResourceError):
-        print("the other side is gone without a goodbye", file=sys.stderr)
+        tell("the other side is gone without a goodbye")
 
 
 async def main(arguments: argparse.Namespace) -> int:
     try:
         connected = await connect(arguments)
     except (PunchdError, OSError) as error:
-        print(f"chat: could not connect: {error}", file=sys.stderr)
+        tell(f"chat: could not connect: {error}")
         return 1
-    print(f"connected by {connected.technique} to {connected.remote}", file=sys.stderr, flush=True)
+    tell(f"connected by {connected.technique} to {connected.remote}")
     await chat(connected)
     return 0
 

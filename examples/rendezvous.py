@@ -12,7 +12,8 @@ One TCP connection per client, lines of at most 500 bytes:
     client: register NAME IP PORTS      server: registered NAME      the own public address, as `probe` told it
     client: lookup NAME                 server: found NAME IP PORTS
     client: send NAME TEXT              server, to NAME: from SENDER IP TEXT     the sender's name and address
-    whatever cannot be done             server: error TEXT
+    whatever cannot be done             server: undelivered NAME     after a `send`, when NAME is away or does not read
+                                                error TEXT
 """
 
 from __future__ import annotations
@@ -62,8 +63,10 @@ def answer(clients: dict[str, Client], client: Client, line: str) -> str | None:
             return f"found {name} {clients[name].address}"
         case ["send", name, text] if name in clients and client.name:
             ip = client.address.split(" ")[0]
-            return None if clients[name].tell(f"from {client.name} {ip} {text}") else f"error {name} does not read"
-        case ["lookup", name] | ["send", name, _] if client.name:
+            return None if clients[name].tell(f"from {client.name} {ip} {text}") else f"undelivered {name}"
+        case ["send", name, _] if client.name:
+            return f"undelivered {name}"
+        case ["lookup", name] if NAME.fullmatch(name):
             return f"error nobody is called {name}"
         case _:
             return "error expected register NAME IP PORTS, then lookup NAME or send NAME TEXT"
@@ -96,8 +99,8 @@ async def serve(clients: dict[str, Client], places: trio.Semaphore, stream: trio
         async with stream, trio.open_nursery() as nursery, aclosing(lines_of(stream)) as lines:
             nursery.start_soon(write, client, stream)
             async for line in lines:
-                if (said := answer(clients, client, line)) is not None and not client.tell(said):
-                    break
+                if (said := answer(clients, client, line)) is not None:
+                    await client.outgoing.send(said)
             nursery.cancel_scope.cancel()
     except* trio.BrokenResourceError:
         pass  # gone without a goodbye

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import IPv6Address
 from typing import Any
 
 from punchd.errors import ConfigError
@@ -27,6 +29,10 @@ LOG_FORMATS = ("text", "json")
 
 _HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
 _TECHNIQUE = re.compile(r"[a-z][a-z0-9-]{1,15}")
+_RESERVED = ("auto", "all", "probe", "hello")  # words of the line protocol where a technique's name may stand
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
+_MAX_ID = 2**32 - 2  # uid_t and gid_t; the largest value means "leave it" to chown(2)
 
 
 def _knob(default: Any, doc: str, least: float | None = None, most: float | None = None) -> Any:
@@ -90,7 +96,7 @@ def parse(text: bytes, where: str) -> Config:
     """
     try:
         table = tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML, a number of 5,000 digits
         raise ConfigError(f"{where}: not TOML: {error}") from None
     return build(table, where)
 
@@ -119,7 +125,7 @@ def build(table: Mapping[str, Any], where: str, base: Config | None = None) -> C
 
 def _limits(table: Any, where: str, base: Limits) -> Limits:
     if not isinstance(table, Mapping):
-        raise ConfigError(f"{where}: limits: expected a table, got {table!r}")
+        raise ConfigError(f"{where}: limits: expected a table, got {_shown(table)}")
     known = {key(knob.name): knob for knob in fields(Limits)}
     values = {knob.name: getattr(base, knob.name) for knob in fields(Limits)}
     for name, value in table.items():
@@ -133,7 +139,15 @@ def _limits(table: Any, where: str, base: Limits) -> Limits:
 def _unknown(name: str, known: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name, known, 1, 0.5)
     hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-    return f"unknown key {name[:60]}; {hint}"
+    return f"unknown key {name[:60] if name.isprintable() else _shown(name)}; {hint}"
+
+
+def _shown(value: Any) -> str:
+    """A foreign value in a few characters of one line; `repr` has no bound, and fails for what is deep or huge."""
+    try:
+        return _BRIEF.repr(value)
+    except ValueError:  # Python does not write out integers of more than 4,300 digits
+        return "a huge number"
 
 
 def _value(attribute: str, value: Any, where: str) -> Any:
@@ -152,41 +166,51 @@ def _value(attribute: str, value: Any, where: str) -> Any:
             return _choice(value, where, LOG_FORMATS)
         case "allow_private":
             if not isinstance(value, bool):
-                raise ConfigError(f"{where}: expected true or false, got {value!r}")
+                raise ConfigError(f"{where}: expected true or false, got {_shown(value)}")
             return value
         case "allow_users":
-            return tuple(str(item) for item in _strings(value, where, numbers=True))
+            return tuple(_account(item, where) for item in _strings(value, where, numbers=True))
         case "group":
-            return str(_strings([value], where, numbers=True)[0])
+            return _account(_strings([value], where, numbers=True)[0], where)
         case _:
             return _path(value, where)
 
 
 def _integer(value: Any, where: str, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ConfigError(f"{where}: expected a whole number from {least} to {most}, got {value!r}")
+        raise ConfigError(f"{where}: expected a whole number from {least} to {most}, got {_shown(value)}")
     return value
 
 
 def _choice(value: Any, where: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
-        raise ConfigError(f"{where}: expected one of {', '.join(choices)}, got {value!r}")
+        raise ConfigError(f"{where}: expected one of {', '.join(choices)}, got {_shown(value)}")
     return str(value)
 
 
 def _strings(value: Any, where: str, *, numbers: bool = False) -> list[Any]:
     allowed = (str, int) if numbers else (str,)
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where}: expected a list, got {value!r}")
+        raise ConfigError(f"{where}: expected a list, got {_shown(value)}")
     for item in value:
         if not isinstance(item, allowed) or isinstance(item, bool) or item == "":
-            raise ConfigError(f"{where}: expected text, got {item!r}")
+            raise ConfigError(f"{where}: expected text, got {_shown(item)}")
     return list(value)
+
+
+def _account(value: str | int, where: str) -> str:
+    """A user or a group: a name, or a number as text."""
+    number = value if isinstance(value, int) else int(value) if re.fullmatch("[0-9]{1,10}", value) else None
+    if isinstance(value, str) and number is None and value.isprintable() and not value.isdecimal():
+        return value
+    if number is None or not 0 <= number <= _MAX_ID:
+        raise ConfigError(f"{where}: expected a name or a number from 0 to {_MAX_ID}, got {_shown(value)}")
+    return str(number)
 
 
 def _path(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ConfigError(f"{where}: expected a path, got {value!r}")
+        raise ConfigError(f"{where}: expected a path, got {_shown(value)}")
     return value
 
 
@@ -196,14 +220,14 @@ def _mode(value: Any, where: str) -> int:
         return int(value, 8)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o777:
         return value
-    raise ConfigError(f'{where}: expected octal digits such as "0660", got {value!r}')
+    raise ConfigError(f'{where}: expected octal digits such as "0660", got {_shown(value)}')
 
 
 def _technique_names(value: Any, where: str) -> tuple[str, ...]:
     names = _strings(value, where)
     for name in names:
-        if not _TECHNIQUE.fullmatch(name):
-            raise ConfigError(f"{where}: expected technique names, got {name!r}")
+        if not _TECHNIQUE.fullmatch(name) or name in _RESERVED:
+            raise ConfigError(f"{where}: expected technique names, got {_shown(name)}")
         if names.count(name) > 1:
             raise ConfigError(f"{where}: {name} stands twice")
     if not 1 <= len(names) <= 8:
@@ -218,6 +242,14 @@ def host_port(text: str, where: str) -> tuple[str, int]:
         ConfigError: anything else.
     """
     match = _HOST_PORT.fullmatch(text)
-    if match is None or not 1 <= int(match[3]) <= 65535:
-        raise ConfigError(f"{where}: expected HOST:PORT, got {text!r}")
+    if match is None or not 1 <= int(match[3]) <= 65535 or (match[1] and not _is_ipv6(match[1])):
+        raise ConfigError(f"{where}: expected HOST:PORT, got {_shown(text)}")
     return match[1] or match[2], int(match[3])
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True

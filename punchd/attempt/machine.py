@@ -6,22 +6,15 @@ the technique's other half, whose first words are the answer. A round ends when 
 proven in both directions, when it breaks, when the peer skips it, or when its budget is spent; the initiator then goes
 to the next, and the responder waits for the next offer.
 
-States, and what is known in each:
-
-    NEW         nothing has been sent
-    PREPARING   initiator: the technique learns its own ports and opens its NAT; the peer knows nothing of the round
-    OFFERED     initiator: the offer was handed out; whether the responder ever saw it is unknown
-    ANSWERED    initiator: the responder is armed; the round trips of both sides are known, so the budget is, too
-    STARTING    responder: the technique runs, it has told nothing yet
-    ARMED       responder: the answer was handed out
-    WAITING     responder: its round is over, the initiator decides what comes
-    ENDED       exactly one verdict was given; nothing more is said
+The states, what is known in each, and all transitions stand in `punchd.attempt.transitions`.
 
 Time. A round's budget adapts to the path: six times the sum of both sides' STUN round trips plus half a second, within
 1 to 6 seconds, from the answer on; six seconds from the offer while there is no answer (side channels may be slow,
 and may relay nothing back at all: that costs time, not correctness); never more than its share of what the attempt has
-left. The responder gives a round two seconds more than the initiator can, since an initiator that still tries must find
-it armed.
+left. An initiator that still tries must find the responder armed. The responder does not know whether, when or with
+which budget its words came through, so it assumes the slowest initiator: the full six seconds, from the offer on and
+once more from its answer on, and two seconds for the way that the answer takes. On a side channel slower than that,
+an initiator without round trip times may outlive it; that costs the end of a round, not correctness.
 
 The two generals. No protocol lets both sides know that both know. A technique ends on the initiator's side only with
 the responder's word that it has finished, so the one case left is a responder that holds a socket while the initiator's
@@ -36,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, auto
 
 from punchd.attempt.moves import (
     Action,
@@ -59,9 +51,12 @@ from punchd.attempt.moves import (
     Trying,
     Vanished,
 )
+from punchd.attempt.transitions import TRANSITIONS, Cue, State
 from punchd.endpoint import IPAddress
 from punchd.errors import Code
 from punchd.wire.token import MAX_COUNTER, Card, Farewell, Kind, Token
+
+__all__ = ["Machine", "Plan", "State"]
 
 PREPARATION_S = 2.0  # from the start of a round to its offer: STUN and opening the NAT
 UNANSWERED_S = 6.0  # from the offer on, while no answer has come
@@ -70,91 +65,6 @@ BUDGET_BASE_S = 0.5
 BUDGET_MIN_S = 1.0
 BUDGET_MAX_S = 6.0
 RESPONDER_GRACE_S = 2.0  # a responder's round outlives the initiator's by this
-
-
-class State(Enum):
-    NEW = auto()
-    PREPARING = auto()
-    OFFERED = auto()
-    ANSWERED = auto()
-    STARTING = auto()
-    ARMED = auto()
-    WAITING = auto()
-    ENDED = auto()
-
-
-# --- the table -----------------------------------------------------------------------------------------------------
-
-
-class Cue(Enum):
-    """What happened, as far as the table cares: events, with tokens by kind, and time."""
-
-    BEGIN = auto()
-    OFFER = auto()
-    ANSWER = auto()  # an answer, or a note that overtook it
-    SKIP = auto()
-    ABORT = auto()
-    SAID = auto()
-    HOLED = auto()
-    BROKE = auto()
-    ROUND_OVER = auto()
-    ATTEMPT_OVER = auto()
-    CANCELLED = auto()
-    VANISHED = auto()
-    SHUT_DOWN = auto()
-
-
-# (state, cue) -> (method, states it may lead to). Whatever is not listed changes nothing.
-_LEADING = {State.PREPARING, State.ENDED}
-TRANSITIONS: Mapping[tuple[State, Cue], tuple[str, frozenset[State]]] = {
-    key: (method, frozenset(after))
-    for key, method, after in (
-        ((State.NEW, Cue.BEGIN), "_begin", {State.PREPARING, State.STARTING, State.WAITING}),
-        # the initiator leads
-        ((State.PREPARING, Cue.SAID), "_offer", {State.OFFERED}),
-        ((State.PREPARING, Cue.BROKE), "_give_round_up", _LEADING),
-        ((State.PREPARING, Cue.ROUND_OVER), "_run_out_unprepared", _LEADING),
-        ((State.OFFERED, Cue.SAID), "_note", {State.OFFERED}),
-        ((State.OFFERED, Cue.ANSWER), "_hear_answer", {State.ANSWERED}),
-        ((State.OFFERED, Cue.SKIP), "_be_skipped", _LEADING),
-        ((State.OFFERED, Cue.HOLED), "_succeed", {State.ENDED}),
-        ((State.OFFERED, Cue.BROKE), "_give_round_up", _LEADING),
-        ((State.OFFERED, Cue.ROUND_OVER), "_run_out", _LEADING),
-        ((State.ANSWERED, Cue.SAID), "_note", {State.ANSWERED}),
-        ((State.ANSWERED, Cue.ANSWER), "_hear_note", {State.ANSWERED}),
-        ((State.ANSWERED, Cue.SKIP), "_be_skipped", _LEADING),
-        ((State.ANSWERED, Cue.HOLED), "_succeed", {State.ENDED}),
-        ((State.ANSWERED, Cue.BROKE), "_give_round_up", _LEADING),
-        ((State.ANSWERED, Cue.ROUND_OVER), "_run_out", _LEADING),
-        # the responder follows
-        ((State.STARTING, Cue.SAID), "_answer", {State.ARMED}),
-        ((State.STARTING, Cue.OFFER), "_be_superseded", {State.STARTING, State.WAITING}),
-        ((State.STARTING, Cue.ANSWER), "_hear_note", {State.STARTING}),
-        ((State.STARTING, Cue.HOLED), "_succeed", {State.ENDED}),
-        ((State.STARTING, Cue.BROKE), "_skip", {State.WAITING}),
-        ((State.STARTING, Cue.ROUND_OVER), "_pause", {State.WAITING}),
-        ((State.ARMED, Cue.SAID), "_note", {State.ARMED}),
-        ((State.ARMED, Cue.OFFER), "_be_superseded", {State.STARTING, State.WAITING}),
-        ((State.ARMED, Cue.ANSWER), "_hear_note", {State.ARMED}),
-        ((State.ARMED, Cue.HOLED), "_succeed", {State.ENDED}),
-        ((State.ARMED, Cue.BROKE), "_skip", {State.WAITING}),
-        ((State.ARMED, Cue.ROUND_OVER), "_pause", {State.WAITING}),
-        ((State.WAITING, Cue.OFFER), "_follow", {State.STARTING, State.WAITING}),
-        # ends that are the same everywhere
-        *(
-            ((state, cue), method, {State.ENDED})
-            for state in State
-            if state is not State.ENDED
-            for cue, method in (
-                (Cue.ABORT, "_be_aborted"),
-                (Cue.ATTEMPT_OVER, "_time_out"),
-                (Cue.CANCELLED, "_be_cancelled"),
-                (Cue.VANISHED, "_vanish"),
-                (Cue.SHUT_DOWN, "_shut_down"),
-            )
-        ),
-    )
-}
 
 _CUES: Mapping[type, Cue] = {
     Begin: Cue.BEGIN,
@@ -218,16 +128,19 @@ class Machine:
             raise ValueError("an attempt has techniques to offer, or an offer to follow")
         self.plan = plan
         self.state = State.NEW
-        self.round = 0
-        self.technique = "-"
-        self._technique_number = 0
+        self._first_offer = plan.first_offer
+        if plan.first_offer is None:
+            self.round, (self.technique, self._technique_number) = 0, plan.techniques[0]
+        else:
+            self.round, self._technique_number = plan.first_offer.round, plan.first_offer.technique
+            self.technique = self._name_of(self._technique_number)
         self._attempt_deadline = 0.0
         self._round_deadline: float | None = None
         self._round_limit = 0.0  # the round's share of the attempt's time
         self._own_rtt_s = 0.0
         self._said = 0  # counter of the last card told in this round
         self._heard = -1  # counter of the last card heard in this round
-        self._handed_out = False  # the peer may know of this attempt
+        self._peer_knows = False  # it may have heard of this attempt, or has made it
         self._failures: list[str] = []
         self._explanation = ""
 
@@ -292,7 +205,7 @@ class Machine:
             return Code.TOKEN_MISMATCH
         if from_initiator:
             return Code.STALE if token.round <= self.round else None
-        if token.round != self.round or self.state in (State.WAITING, State.PREPARING):
+        if token.round != self.round or self.state in (State.NEW, State.WAITING, State.PREPARING):
             return Code.STALE
         if token.technique != self._technique_number:
             return Code.BAD_TOKEN
@@ -310,14 +223,14 @@ class Machine:
 
     def _begin(self, _: Begin, now: float) -> list[Action]:
         self._attempt_deadline = now + self.plan.timeout_s
-        if self.plan.first_offer is None:
+        if self._first_offer is None:
             return self._start_round(now)
-        return self._follow(self.plan.first_offer, now)
+        return self._follow(self._first_offer, now)
 
     def _token(self, kind: Kind, *, card: Card | None = None, farewell: Farewell | None = None) -> Relay:
         counter = self._said if kind is Kind.NOTE else 0
         token = Token(kind, self.plan.nonce, self.round, self._technique_number, card, farewell, counter)
-        self._handed_out = True
+        self._peer_knows = True
         return Relay(self.round, self.technique, token)
 
     def _note(self, said: Said, now: float) -> list[Action]:
@@ -337,7 +250,7 @@ class Machine:
     def _end(self, code: Code, text: str, farewell: Farewell | None) -> list[Action]:
         self.state = State.ENDED
         goodbye: list[Action] = []
-        if farewell is not None and self._handed_out:
+        if farewell is not None and self._peer_knows:
             goodbye.append(self._token(Kind.ABORT, farewell=farewell))
         return [StopTechnique(), *goodbye, Fail(code, text)]
 
@@ -368,6 +281,9 @@ class Machine:
         """The reasons of all rounds, and the last technique's explanation."""
         return "; ".join(text for text in (", ".join(self._failures), self._explanation) if text)
 
+    def _name_of(self, technique_number: int) -> str:
+        return self.plan.known.get(technique_number, f"technique-{technique_number}")
+
     def _open_round(self, number: int, technique: str, technique_number: int) -> None:
         self.round = number
         self.technique = technique
@@ -389,7 +305,7 @@ class Machine:
         share_s = (self._attempt_deadline - now) / (len(self.plan.techniques) - self.round)
         self._open_round(self.round + 1, name, number)
         self._round_limit = now + share_s
-        self._round_deadline = min(now + PREPARATION_S, self._round_limit)
+        self._round_deadline = now + min(PREPARATION_S, share_s)
         self.state = State.PREPARING
         return [Trying(self.round, name), StartTechnique(self.round, name, None)]
 
@@ -414,7 +330,7 @@ class Machine:
         return self._go_on(broke.reason, broke.text, now)
 
     def _run_out_unprepared(self, _: None, now: float) -> list[Action]:
-        return self._go_on(Code.TIMEOUT, f"not ready after {PREPARATION_S:g} s", now)
+        return self._go_on(Code.TIMEOUT, "its preparation took too long", now)
 
     def _run_out(self, _: None, now: float) -> list[Action]:
         text = "the responder was armed" if self.state is State.ANSWERED else "no answer token came back"
@@ -434,16 +350,22 @@ class Machine:
 
     # --- the responder follows -------------------------------------------------------------------------------------
 
+    def _prefer(self, token: Token, now: float) -> list[Action]:
+        """A higher round came before this side could begin with the first."""
+        self._first_offer = token
+        self._open_round(token.round, self._name_of(token.technique), token.technique)
+        return []
+
     def _follow(self, token: Token, now: float) -> list[Action]:
-        known = self.plan.known.get(token.technique)
-        self._open_round(token.round, known or f"technique-{token.technique}", token.technique)
-        if known is None:
+        self._peer_knows = True
+        self._open_round(token.round, self._name_of(token.technique), token.technique)
+        if token.technique not in self.plan.known:
             return self._decline(Farewell.UNSUPPORTED)
-        if self.plan.agreed is not None and known not in self.plan.agreed:
+        if self.plan.agreed is not None and self.technique not in self.plan.agreed:
             return self._decline(Farewell.NOT_AGREED)
         self._round_deadline = now + UNANSWERED_S + RESPONDER_GRACE_S
         self.state = State.STARTING
-        return [Trying(self.round, known), StartTechnique(self.round, known, token.card)]
+        return [Trying(self.round, self.technique), StartTechnique(self.round, self.technique, token.card)]
 
     def _decline(self, farewell: Farewell) -> list[Action]:
         failed = self._fail_round(Code.UNSUPPORTED, _FAREWELL_WORDS[farewell].replace("its", "this", 1))
@@ -455,7 +377,7 @@ class Machine:
         return [StopTechnique(), failed, *self._follow(token, now)]
 
     def _answer(self, said: Said, now: float) -> list[Action]:
-        self._own_rtt_s = said.card.rtt_ms / 1000
+        self._round_deadline = now + BUDGET_MAX_S + RESPONDER_GRACE_S
         self.state = State.ARMED
         return [self._token(Kind.ANSWER, card=said.card)]
 

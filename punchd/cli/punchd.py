@@ -18,7 +18,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from punchd import __version__, config, logs, systemd
 from punchd.config import Config
@@ -27,6 +27,7 @@ from punchd.errors import ConfigError, PunchdError
 if TYPE_CHECKING:
     from punchd.control.registry import Registry
 
+EX_USAGE = 2  # what argparse and most programs use
 EX_CONFIG = 78
 SERVICE_USER = "_punchd"
 SERVICE_GROUP = "punchd"
@@ -34,8 +35,15 @@ SERVICE_GROUP = "punchd"
 log = logging.getLogger("punchd")
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line for a wrong command line, as for every other reason not to start."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EX_USAGE, f"punchd: {_one_line(message)}; see punchd --help\n")
+
+
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="punchd",
         description="Gives local programs connected sockets to peers behind NATs.",
         allow_abbrev=False,
@@ -93,8 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs.set_up(chosen.log_level, chosen.log_format)
         return _start(chosen)
     except PunchdError as error:
-        print(f"punchd: {error}", file=sys.stderr)
+        print(f"punchd: {_one_line(str(error))}", file=sys.stderr)
         return EX_CONFIG
+
+
+def _one_line(text: str) -> str:
+    """Paths and keys may hold line feeds and worse; a log or a terminal gets them escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _start(chosen: Config) -> int:

@@ -110,7 +110,8 @@ class Daemon:
     def close(self) -> None:
         """Close the connection. Attempts that still run are cancelled; threads that wait get DaemonGoneError.
 
-        Sockets that were received stay open: they are the application's. May be called twice.
+        Sockets that were received stay open: they are the application's. From any thread, but not from a signal
+        handler; may be called twice.
         """
         self._link.close()
 

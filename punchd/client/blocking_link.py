@@ -109,14 +109,13 @@ class BlockingLink:
     def close(self) -> None:
         """Close the connection; threads that wait get the session's failure. May be called twice."""
         with self.changed:
-            if self._closed:
-                return
-            self._closed = True
-            self.session.close()
-            close_all(self.session.take_surplus())
-            with suppress(OSError):  # wakes whoever reads or sends
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self.changed.notify_all()
+            if not self._closed:
+                self._closed = True
+                self.session.close()
+                close_all(self.session.take_surplus())
+                with suppress(OSError):  # wakes whoever reads or sends
+                    self._socket.shutdown(socket.SHUT_RDWR)
+                self.changed.notify_all()
             while self._someone_reads:
                 self.changed.wait()
         with self._sending:

@@ -150,9 +150,9 @@ class Session:
             self._write(format_request(Cancel(attempt_id)))
 
     def leave(self, request_id: str) -> None:
-        """Nobody waits under this id any more: cancels an attempt that is still running."""
+        """Nobody waits under this id any more: cancels an attempt or a probe that is still running."""
         wait = self._open.pop(request_id, None)
-        if wait is not None and wait.is_attempt:
+        if wait is not None:
             self._cancelled.add(request_id)
             if not wait.cancelled:
                 self._write(format_request(Cancel(request_id)))

@@ -14,6 +14,8 @@ from punchd.control.requests import Protocol
 from punchd.endpoint import MAX_PORTS, MAX_RUNS, Endpoint, IPAddress, PortSet, parse_ip
 from punchd.errors import DecodeError
 
+MAX_NUMBER = 65535  # no number of an answer is larger than a port
+
 
 class Stage(StrEnum):
     RELAY = "relay"
@@ -85,7 +87,7 @@ def format_answer(answer: Answer) -> str:
         case OkHello():
             techniques = ",".join(answer.techniques) or "-"
             words: tuple[object, ...] = ("ok", "-", "hello", answer.version, techniques, answer.max_attempts)
-            return _join(*words, ",".join(answer.verbs))
+            return _join(*words, ",".join(answer.verbs) or "-")
         case OkProbe():
             words = ("ok", answer.id, "probe", answer.protocol, answer.ip, answer.ports, answer.mapping)
             return _join(*words, answer.lport)
@@ -113,17 +115,17 @@ def parse_answer(line: str) -> Answer:
     try:
         match words:
             case ["ok", "-", "hello", version, techniques, number, *extra]:
-                names = () if techniques == "-" else tuple(techniques.split(","))
-                return OkHello(int(version), names, int(number), tuple(extra[0].split(",")) if extra else ())
+                verbs = _names(extra[0]) if extra else ()
+                return OkHello(_number(version), _names(techniques), _number(number), verbs)
             case ["ok", attempt_id, "probe", protocol, ip, ports, mapping, lport, *_]:
                 public = parse_ip(ip)
-                return OkProbe(attempt_id, Protocol(protocol), public, parse_ports(ports), mapping, int(lport))
+                return OkProbe(attempt_id, Protocol(protocol), public, parse_ports(ports), mapping, _number(lport))
             case ["ok", attempt_id, technique, protocol, ip, port, peer_ip, peer_port, *_]:
-                local = Endpoint(parse_ip(ip), int(port))
-                remote = Endpoint(parse_ip(peer_ip), int(peer_port))
+                local = Endpoint(parse_ip(ip), _number(port))
+                remote = Endpoint(parse_ip(peer_ip), _number(peer_port))
                 return Ok(attempt_id, technique, Protocol(protocol), local, remote)
             case ["progress", attempt_id, number, technique, stage, detail, *extra]:
-                return Progress(attempt_id, int(number), technique, stage, detail, extra[0] if extra else None)
+                return Progress(attempt_id, _number(number), technique, stage, detail, extra[0] if extra else None)
             case ["error", attempt_id, code, text, *_]:
                 return Error(None if attempt_id == "-" else attempt_id, code, text)
             case _:
@@ -133,10 +135,28 @@ def parse_answer(line: str) -> Answer:
     raise DecodeError(f"answer: expected version {VERSION} of the line protocol, got {line[:80]!r}")
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return () if text == "-" else tuple(text.split(","))
+
+
+def _number(text: str) -> int:
+    """A port, or something smaller; `int` alone would take `+1`, ` 1`, `1_0` and any size."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 5 or int(text) > MAX_NUMBER:
+        raise ValueError(f"invalid literal {text[:20]!r}, expected a number of 0-{MAX_NUMBER}")
+    return int(text)
+
+
 def parse_ports(text: str) -> PortSet:
     """The ports in the form `40000-40003,50000`. Raises ValueError for anything else, and for more than 16."""
+    items = text.split(",", MAX_RUNS)
+    if len(items) > MAX_RUNS:
+        raise ValueError(f"expected at most {MAX_RUNS} ports or ranges")
     ports: list[int] = []
-    for item in text.split(",", MAX_RUNS):
-        first, dash, last = item.partition("-")
-        ports.extend(range(int(first), min(int(last if dash else first), int(first) + MAX_PORTS) + 1))
+    for item in items:
+        first_text, dash, last_text = item.partition("-")
+        first = _number(first_text)
+        last = _number(last_text) if dash else first
+        if dash and last <= first:
+            raise ValueError(f"range {item} does not ascend")
+        ports.extend(range(first, min(last, first + MAX_PORTS) + 1))
     return PortSet(tuple(ports))

@@ -25,6 +25,7 @@ ALL = "all"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 _OPTION = re.compile(r"([a-z]{2,8})=([A-Za-z0-9.:,_-]{1,64})")
 _STUN = re.compile(r"(.{1,58}):([1-9][0-9]{0,4})")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +197,20 @@ def _option_ttl(options: Options, where: str, value: str, rules: Rules) -> Optio
 
 def _option_stun(options: Options, where: str, value: str, rules: Rules) -> Options:
     match = _STUN.fullmatch(value)
-    if match is None or int(match[2]) > 65535:
+    if match is None or int(match[2]) > 65535 or not _is_host(match[1]):
         raise ProtocolError(Code.BAD_OPTION, f"{where}: expected HOST:PORT, got {value!r}")
     return replace(options, stun=(match[1], int(match[2])))
+
+
+def _is_host(text: str) -> bool:
+    """A name, an IPv4 address, or an IPv6 address, which stands without brackets: an option cannot hold them."""
+    if _HOST_NAME.fullmatch(text):
+        return True
+    try:
+        parse_ip(text)
+    except DecodeError:
+        return False
+    return True
 
 
 def _parse_range(where: str, text: str, allowed: range) -> int:

@@ -7,7 +7,7 @@ from collections import Counter
 from punchd.config import Limits
 from punchd.errors import Code, DeniedError
 
-FORGET_S = 60.0  # a user's bucket is forgotten when it has been full for so long
+MAX_BUCKETS = 1024  # users with a bucket; one user may own tens of thousands of uids (subuid(5))
 
 
 class Bucket:
@@ -29,8 +29,10 @@ class Bucket:
         self._due = start + self._interval_s
         return max(0.0, start - self._slack_s - now)
 
-    def is_full(self, now: float) -> bool:
-        return now >= self._due + FORGET_S
+    @property
+    def full_at(self) -> float:
+        """From when on this bucket is like a new one."""
+        return self._due
 
 
 class Quotas:
@@ -79,10 +81,18 @@ class Quotas:
         """Count a request line of that user; seconds to wait before it may be carried out."""
         bucket = self._buckets.get(uid)
         if bucket is None:
-            self._buckets = {user: old for user, old in self._buckets.items() if not old.is_full(now)}
+            self._make_room(now)
             bucket = Bucket(self._limits.user_requests_per_second, self._limits.user_request_burst)
             self._buckets[uid] = bucket
         return bucket.take(now)
+
+    def _make_room(self, now: float) -> None:
+        """Full buckets say nothing and are forgotten; if none is, the one that will be so first."""
+        if len(self._buckets) < MAX_BUCKETS:
+            return
+        self._buckets = {user: bucket for user, bucket in self._buckets.items() if bucket.full_at > now}
+        if len(self._buckets) >= MAX_BUCKETS:
+            del self._buckets[min(self._buckets, key=lambda user: self._buckets[user].full_at)]
 
 
 def _count_down(counter: Counter[int], uid: int) -> None:

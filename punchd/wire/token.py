@@ -143,6 +143,8 @@ def encode(token: Token) -> str:
 def _encode_farewell(token: Token) -> bytes:
     if token.farewell is None or token.kind not in (Kind.SKIP, Kind.ABORT):
         raise ValueError(f"{token.kind.name} needs a card")
+    if token.counter != 0:
+        raise ValueError(f"counter {token.counter} in a {token.kind.name}")
     return _head(token, 0, token.farewell)
 
 
@@ -153,8 +155,8 @@ def _encode_card(token: Token, card: Card) -> bytes:
         raise ValueError(f"ttl {card.ttl} or rtt {card.rtt_ms} ms out of range")
     if (token.counter == 0) == (token.kind is Kind.NOTE) or not 0 <= token.counter <= MAX_COUNTER:
         raise ValueError(f"counter {token.counter} in a {token.kind.name}")
-    opened = runs(card.opened)
-    if len(opened) > MAX_RUNS or len(card.opened) > MAX_PORTS:
+    opened = runs(PortSet(card.opened)) if card.opened else []
+    if len(opened) > MAX_RUNS:
         raise ValueError(f"{len(card.opened)} opened ports in {len(opened)} runs")
     flags = (
         (_IPV6 if card.address.version == 6 else 0)
@@ -184,6 +186,8 @@ def _head(token: Token, flags: int, detail: int) -> bytes:
 def _encode_body(technique: int, body: bytes) -> bytes:
     if technique >= FIRST_PLUGIN_NUMBER:
         return bytes((len(body),)) + body
+    if technique not in TECHNIQUE_NUMBERS.values():
+        raise ValueError(f"technique {technique} is unknown")
     if len(body) != _BODY_SIZES.get(technique, 0):
         raise ValueError(f"technique {technique} adds {_BODY_SIZES.get(technique, 0)} bytes, got {len(body)}")
     return body

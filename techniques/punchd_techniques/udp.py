@@ -58,21 +58,28 @@ FAST_S, FAST_COUNT, SLOW_S = 0.05, 20, 0.2
 OPENING_S = (0.05, 0.1, 0.2, 0.4, 0.5)
 # DONE: four copies, so that 5 % loss takes all of them once in 160,000 times; spaced, since losses come in bursts.
 DONE_S = (0.0, 0.002, 0.004, 0.006)
-# With a card heard, or as the responder: no further card has come for so long that none may be relayed.
+# Full TTL although no card allows it. The responder: no note has come for so long that none may be relayed.
 LAST_RESORT_S = 1.5
-# As the initiator without an answer: the responder may be late; a datagram too early can spoil its NAT's mapping.
+# The initiator without an answer: the responder may be late; a datagram too early can spoil its NAT's mapping.
 LAST_RESORT_UNANSWERED_S = 4.0
+# The initiator after a card: on short paths its round ends one second after the answer, and half of that must be left.
+LAST_RESORT_ANSWERED_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class UdpPlan:
-    """Which ports to aim at, how low the low TTL is, how many packets each port may get."""
+    """Which ports to aim at, how low the low TTL is, how many probes and ACKs each port and all together may get.
+
+    The packets for DONE are set aside: a responder that could not send it would hold a socket that its peer never hears
+    of.
+    """
 
     role: Role
     peer: IPAddress
     targets: PortSet
     ttl: int
     packets_per_port: int
+    packets: int
 
 
 class Udp:
@@ -84,14 +91,16 @@ class Udp:
     needs: ClassVar[Capability] = Capability.NONE
 
     def plan(self, facts: Facts) -> UdpPlan | Unsuitable:
-        per_port = min(facts.packets_per_port, facts.packets // len(facts.peer_ports))
-        return UdpPlan(facts.role, facts.peer, facts.peer_ports, facts.ttl, per_port)
+        packets = facts.packets - len(DONE_S)
+        per_port = max(1, min(facts.packets_per_port - len(DONE_S), packets // len(facts.peer_ports)))
+        return UdpPlan(facts.role, facts.peer, facts.peer_ports, facts.ttl, per_port, packets)
 
     async def initiate(self, plan: UdpPlan, kit: Kit) -> Hole:
         async with kit.udp() as port:
             await port.learn()
             punch = _Punch(plan, kit, port, kit.random(probe.KEY_SIZE))
-            punch.open(plan.targets)
+            punch.aim(plan.targets)
+            punch.open()
             punch.tell()
             return await punch.run(LAST_RESORT_UNANSWERED_S)
 
@@ -114,12 +123,13 @@ class _Punch:
         self._role = probe.Role.INITIATOR if plan.role is Role.INITIATOR else probe.Role.RESPONDER
         self._targets: list[int] = []  # the peer's ports, those that it named last first
         self._sent: dict[int, int] = {}  # port -> packets; its keys are the ports that our NAT is open for
+        self._sent_in_all = 0
         self._earlier = 0  # destinations that our NAT had already mapped when the last card came
         self._opened_by_peer: tuple[int, ...] = ()
         self._told: tuple[PortSet, tuple[int, ...]] | None = None  # own ports and opened ports in our last card
         self._cards_told = 0
         self._full_ttl = False
-        self._heard: Endpoint | None = None  # where the peer's valid datagrams come from
+        self._heard: set[Endpoint] = set()  # where the peer's valid datagrams come from
         self._changed = trio.Event()
         self._last_resort_at = 0.0
 
@@ -130,26 +140,33 @@ class _Punch:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_sending)
             nursery.start_soon(self._hear_cards)
-            hole = await self._receive()
+            proven = await self._receive()
             nursery.cancel_scope.cancel()
-        return hole
+        # Only now, and with no checkpoint up to our caller: a cancellation on the way would lose the descriptor.
+        return self._port.hand_over(proven)
 
     # --- cards -----------------------------------------------------------------------------------------------------
 
     def take(self, card: Card) -> None:
         """Aim where the card says, at the TTL that it allows."""
-        self._last_resort_at = self._kit.now() + LAST_RESORT_S
+        patience_s = LAST_RESORT_ANSWERED_S if self._role is probe.Role.INITIATOR else LAST_RESORT_S
+        self._last_resort_at = self._kit.now() + patience_s
         self._opened_by_peer = card.opened
+        if not self._heard:
+            self.aim(card.ports)
         self._judge_ttl()
-        if self._heard is None:
-            self.open(card.ports)
+        if not self._heard:
+            self.open()
 
-    def open(self, ports: PortSet) -> None:
-        """Send to the ports at once; at a low TTL that opens our NAT and does no more."""
-        fresh = [port for port in ports if port not in self._sent]
-        if fresh:
+    def aim(self, ports: PortSet) -> None:
+        """Put the peer's ports first. A NAT with a port for each destination will use later ones for the new ones."""
+        if any(port not in self._sent for port in ports):
             self._earlier = len(self._sent)
         self._targets = [*ports, *(port for port in self._targets if port not in ports)]
+
+    def open(self) -> None:
+        """Send to all targets at once; at a low TTL that opens our NAT and does no more."""
+        fresh = [port for port in self._targets if port not in self._sent]
         if fresh and not self._full_ttl:
             self._kit.emit(Opened(self._port.local, str(PortSet.of(fresh)), self._plan.ttl))
         self._changed.set()
@@ -208,34 +225,37 @@ class _Punch:
     def _interval_s(self, sent: int) -> float:
         if self._full_ttl:
             return FAST_S if sent < FAST_COUNT else SLOW_S
-        return OPENING_S[min(sent, len(OPENING_S) - 1)]
+        return min(OPENING_S[min(sent, len(OPENING_S) - 1)], max(self._last_resort_at - self._kit.now(), 0))
 
     def _send_to_all(self) -> None:
         """One probe to each target, unless this is an initiator that was already heard: it answers, no more."""
-        if self._heard is not None and self._role is probe.Role.INITIATOR:
+        if self._heard and self._role is probe.Role.INITIATOR:
             return
         for port in self._targets:
             self._send(Type.PROBE, port, None if self._full_ttl else self._plan.ttl)
 
     def _send(self, what: Type, port: int, ttl: int | None = None) -> None:
-        if self._sent.get(port, 0) >= self._plan.packets_per_port:
+        sent = self._sent.get(port, 0)
+        if sent >= self._plan.packets_per_port or self._sent_in_all >= self._plan.packets:
             return
-        self._sent[port] = self._sent.get(port, 0) + 1
+        self._sent[port] = sent + 1
+        self._sent_in_all += 1
         self._port.send(probe.encode(Probe(what, self._role, self._kit.nonce), self._key), port, ttl)
 
     # --- receiving -------------------------------------------------------------------------------------------------
 
-    async def _receive(self) -> Hole:
+    async def _receive(self) -> int:
+        """The peer's port towards which both directions are proven."""
         while True:
             news = await self._port.peek()
             if not isinstance(news, Datagram):
                 self._learned()
             elif self._is_application_data(news):
-                return self._port.hand_over(news.source.port)
+                return news.source.port
             else:
                 self._port.discard()
-                if (hole := await self._answer(news)) is not None:
-                    return hole
+                if await self._answer(news):
+                    return news.source.port
 
     def _learned(self) -> None:
         """STUN said what our port looks like from outside: the peer may have to know, and we may have to aim higher."""
@@ -245,48 +265,57 @@ class _Punch:
 
     def _is_application_data(self, datagram: Datagram) -> bool:
         """The peer hands its socket over only when it has finished, so its application's data means DONE."""
-        from_peer = self._role is probe.Role.INITIATOR and datagram.source == self._heard
+        from_peer = self._role is probe.Role.INITIATOR and datagram.source in self._heard
         return from_peer and not probe.is_probe(datagram.data)
 
-    async def _answer(self, datagram: Datagram) -> Hole | None:
+    async def _answer(self, datagram: Datagram) -> bool:
+        """Whether this datagram completes the proof; if not, it gets its answer if it deserves one."""
         source = datagram.source
         if source.ip != self._plan.peer:
-            return None
+            return False
         try:
             heard = probe.decode(datagram.data, self._key)
         except DecodeError:
-            return None
+            return False
         if heard.role is self._role or heard.nonce != self._kit.nonce:
-            return None
-        if self._heard is None:
-            self._kit.emit(Heard(source, heard.type.name))
-            self._heard = source
-            self._go_full("the peer was heard")
-            self._explain()
+            return False
+        self._hear(heard, source)
         if self._role is probe.Role.INITIATOR:
             return self._answer_responder(heard, source)
         return await self._answer_initiator(heard, source)
 
-    def _answer_responder(self, heard: Probe, source: Endpoint) -> Hole | None:
-        if heard.type is Type.DONE:
-            return self._port.hand_over(source.port)
-        self._heard = source
-        self._send(Type.ACK, source.port)
-        return None
+    def _hear(self, heard: Probe, source: Endpoint) -> None:
+        """A port that is proven in one direction is the first candidate, whether a card named it or not."""
+        if source in self._heard:
+            return
+        self._heard.add(source)
+        self._targets = [source.port, *(port for port in self._targets if port != source.port)]
+        if len(self._heard) == 1:
+            self._kit.emit(Heard(source, heard.type.name))
+            self._go_full("the peer was heard")
+            self._explain()
 
-    async def _answer_initiator(self, heard: Probe, source: Endpoint) -> Hole | None:
+    def _answer_responder(self, heard: Probe, source: Endpoint) -> bool:
+        if heard.type is Type.DONE:
+            return True
+        self._send(Type.ACK, source.port)
+        return False
+
+    async def _answer_initiator(self, heard: Probe, source: Endpoint) -> bool:
         if heard.type is not Type.ACK:
             self._send(Type.PROBE, source.port)
-            return None
+            return False
+        done = probe.encode(Probe(Type.DONE, self._role, self._kit.nonce), self._key)
         for pause_s in DONE_S:
             await trio.sleep(pause_s)
-            self._port.send(probe.encode(Probe(Type.DONE, self._role, self._kit.nonce), self._key), source.port)
-        return self._port.hand_over(source.port)
+            self._port.send(done, source.port)
+        return True
 
     def _explain(self) -> None:
         """What to say if this ends without a socket."""
-        if self._heard is not None:
-            text = f"datagrams of {self._heard} arrive here, but nothing shows that ours reach it"
+        if self._heard:
+            sources = ", ".join(str(source) for source in sorted(self._heard)[:2])
+            text = f"datagrams of {sources} arrive here, but nothing shows that ours reach it"
         else:
             text = f"no datagram of {self._plan.peer} has come"
             if self._port.outlook.behaviour == "random":

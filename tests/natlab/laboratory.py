@@ -195,6 +195,7 @@ class Laboratory:
             _ip("".join(f"{command}\n" for command in node.commands), node.name)
             if node.rules:
                 _feed(["nft", "-f", "-"], node.rules, node.name)
+        write_sysctls(self._nodes[node.name].path, node.late_sysctls)
 
 
 def _host(node: Node, ipv4: tuple[str, ...], ipv6: tuple[str, ...], public: str) -> Host:

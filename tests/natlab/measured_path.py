@@ -51,7 +51,10 @@ class MeasuredPath:
         self.servers = {remote: self.udp(lab.server, remote) for remote in self.remotes}
         self.fence_socket = self.udp(self.host, (self.own, _FENCE_PORT))
         self.udp_passes = True
-        self.udp_passes = self.fence()
+        try:
+            self.fence()
+        except ProbeError:  # which, for all that follows, is said once and for all
+            self.udp_passes = False
         self.ports = itertools.count(5001)
 
     def udp(self, host: Host, endpoint: Endpoint) -> socket.socket:
@@ -61,8 +64,12 @@ class MeasuredPath:
         bound.setblocking(False)
         return bound
 
-    def fence(self) -> bool:
-        """Waits until everything sent before has come or will not; False if no UDP passes."""
+    def fence(self) -> None:
+        """Waits until everything sent before has come or will not.
+
+        Raises:
+            ProbeError: the fence itself does not come.
+        """
         if not self.udp_passes:
             time.sleep(_SILENCE_S)
         else:
@@ -71,14 +78,13 @@ class MeasuredPath:
             self.fence_socket.sendto(token, (text(self.near[0]), self.near[1]))
             there = arrival(self.servers[self.near], token)
             if there is None:
-                return False
+                raise ProbeError(f"{self.site.name}: UDP does not reach the server")
             self.servers[self.near].sendto(token, (text(there[0]), there[1]))
             if arrival(self.fence_socket, token) is None:
                 raise ProbeError(f"{self.site.name}: the server's answer to UDP does not come back")
             time.sleep(_SETTLE_S)
         self.inside.collect()
         self.outside.collect()
-        return True
 
     def seen(self, where: Wiretap, target: Endpoint, flags: int, source: Endpoint | None = None) -> list[Segment]:
         """Segments that have arrived there."""

@@ -11,6 +11,7 @@ also sends the ICMP error; so do packets for the box itself.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -49,7 +50,8 @@ def _work(device: int, box: Translator) -> None:
         translated = box.handle(packet, time.monotonic()) if packet else None
         if translated:
             translated.raise_ttl()
-            os.write(device, translated.data)
+            with contextlib.suppress(OSError):  # the kernel refuses it: a router would drop it, too
+                os.write(device, translated.data)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class Packet:
     def raise_ttl(self) -> None:
         """Adds one hop: takes back what a router has just counted."""
         before = self.data[8] << 8
-        self.data[8] += 1
+        self.data[8] = min(self.data[8] + 1, 255)
         self._adjust(10, before, self.data[8] << 8)
 
     def _replace(self, address_at: int, port_at: int, old: Endpoint, new: Endpoint) -> None:

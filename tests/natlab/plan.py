@@ -18,8 +18,8 @@ own NAT and dies at the other provider, before the other NAT. That holds behind 
 | 2001:db8:0:K::/64, 2001:db8:ffff::/64            | LAN of site K, the server's; no IPv6 is translated |
 | 2001:db8:fffd:K::1, 2001:db8:fffe:N::1           | the carrier, the providers |
 
-Cables are point to point and every neighbour entry is written down: no ARP or neighbour discovery takes place, the
-first packet is as quick as the second, and traces show nothing but the traffic. Routers are unnumbered: one address
+Cables are point to point and every neighbour entry is written down; ARP, neighbour discovery and multicast are off:
+the first packet is as quick as the second, and traces show nothing but the traffic. Routers are unnumbered: one address
 each, reached by `onlink` routes. There are no IPv6 link-local addresses for the same reasons.
 """
 
@@ -34,9 +34,11 @@ from .rules import provider_rules, ruleset, tracking
 
 SERVER4: Final = ("192.0.2.10", "192.0.2.20")
 SERVER6: Final = ("2001:db8:ffff::10", "2001:db8:ffff::20")
+CORE4: Final = "192.0.2.254"
+PROVIDERS4: Final = {Side.LEFT: "198.51.100.254", Side.RIGHT: "203.0.113.254"}
 MOST_PER_SIDE: Final = 100  # what the address plan has room for
 
-_CORE4, _CORE6 = "192.0.2.254", "2001:db8:ffff::1"
+_CORE6: Final = "2001:db8:ffff::1"
 _NETS: Final = {Side.LEFT: "198.51.100", Side.RIGHT: "203.0.113"}
 _ISP6: Final = {Side.LEFT: "2001:db8:fffe:1::1", Side.RIGHT: "2001:db8:fffe:2::1"}
 
@@ -53,6 +55,7 @@ _EVERYWHERE: Final = {
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
 }
+# Written when the interfaces are up without multicast: else each joins the routers' group and reports it (MLD).
 _FORWARDING: Final = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
 
 
@@ -87,6 +90,7 @@ class NodePlan:
 
     name: str
     sysctls: dict[str, str]
+    late_sysctls: dict[str, str]
     commands: list[str] = field(default_factory=lambda: ["link set lo up"])
     rules: str = ""
     tunnel: Tunnel | None = None
@@ -149,8 +153,7 @@ class _Draft:
         self.customers: dict[Side, list[str]] = {side: [] for side in Side}
 
     def node(self, name: str, *, forwards: bool, sysctls: Iterable[tuple[str, str]] = ()) -> NodePlan:
-        settings = (_FORWARDING if forwards else {}) | _EVERYWHERE | dict(sysctls)
-        self.nodes[name] = NodePlan(name, settings)
+        self.nodes[name] = NodePlan(name, _EVERYWHERE | dict(sysctls), _FORWARDING if forwards else {})
         return self.nodes[name]
 
     def connect(self, near: tuple[str, str], far: tuple[str, str], link: Link = PLAIN) -> None:
@@ -161,7 +164,7 @@ class _Draft:
         )
         self.cables.append(Cable((ends[0], ends[1]), link))
         for end in ends:
-            self.nodes[end.node].commands.append(f"link set {end.device} up")
+            self.nodes[end.node].commands.append(f"link set {end.device} arp off multicast off up")
 
     def address(self, node: str, device: str, *addresses: str) -> None:
         for address in addresses:
@@ -186,8 +189,8 @@ class _Draft:
         self.node("core", forwards=True)
         self.connect(("server", "eth0"), ("core", "server"))
         self.address("server", "eth0", *(f"{a}/24" for a in SERVER4), *(f"{a}/64" for a in SERVER6))
-        self.address("core", "server", f"{_CORE4}/32", f"{_CORE6}/128")
-        self.route("server", "eth0", _CORE4, "default")
+        self.address("core", "server", f"{CORE4}/32", f"{_CORE6}/128")
+        self.route("server", "eth0", CORE4, "default")
         self.route("server", "eth0", _CORE6, "default")
         for own in (*SERVER4, *SERVER6):
             self.route("core", "server", own, own)
@@ -195,10 +198,10 @@ class _Draft:
             isp = f"isp-{side.value}"
             self.node(isp, forwards=True)
             self.connect((isp, "core"), ("core", side.value), backbone)
-            self.address(isp, "core", f"{_NETS[side]}.254/32", f"{_ISP6[side]}/128")
-            self.route(isp, "core", _CORE4, "default")
+            self.address(isp, "core", f"{PROVIDERS4[side]}/32", f"{_ISP6[side]}/128")
+            self.route(isp, "core", CORE4, "default")
             self.route(isp, "core", _CORE6, "default")
-            self.route("core", side.value, f"{_NETS[side]}.254", f"{_NETS[side]}.0/24")
+            self.route("core", side.value, PROVIDERS4[side], f"{_NETS[side]}.0/24")
             self.route("core", side.value, _ISP6[side], _ISP6[side])
 
     def place(self, site: Site, side: Side, *, number: int, seat: int) -> SitePlan:
@@ -249,7 +252,7 @@ class _Draft:
         self.route(carrier, "lan", home6, f"2001:db8:0:{number:x}::/64")
 
     def uplink(self, site: Site, isp: str, box: str, nat: Nat, *, line: str, own: str, public: str) -> None:
-        isp4 = f"{_NETS[Side(isp.removeprefix('isp-'))]}.254"
+        isp4 = PROVIDERS4[Side(isp.removeprefix("isp-"))]
         self.connect((box, "wan"), (isp, line), site.wan)
         owns_public = nat.mapping is not Mapping.NONE and nat.engine is not Engine.USERSPACE
         self.address(box, "wan", f"{public if owns_public else own}/32")
@@ -266,7 +269,7 @@ class _Draft:
             node.tunnel = Tunnel(nat, public)
             # Both ways through the process; what it hands back is routed as usual. The queue holds a burst.
             node.commands += [
-                "link set nat0 up txqueuelen 10000",
+                "link set nat0 multicast off up txqueuelen 10000",
                 "route add default dev nat0 table 100",
                 "rule add iif lan lookup 100",
                 "rule add iif wan lookup 100",

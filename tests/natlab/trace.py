@@ -21,7 +21,7 @@ class Trace:
 
     Files are complete when it has ended. A packet that crosses a router is in its file twice, once on each
     interface (`tcpdump -e` shows which). Checksums of packets that a host has just sent may look wrong: on a
-    virtual cable nobody computes them.
+    virtual cable nobody computes them. tcpdump takes the names of interfaces from the namespace in which it reads.
 
     Raises:
         TraceError: tcpdump cannot capture.

@@ -94,10 +94,12 @@ def test_closing_from_another_thread_ends_a_wait(tmp_path: Path) -> None:
         Daemon.connect(path) as daemon,
         daemon.initiate(PEER, 40000) as attempt,
     ):
-        threading.Timer(0.05, daemon.close).start()
+        closing = threading.Timer(0.05, daemon.close)
+        closing.start()
         with pytest.raises(DaemonGoneError, match="closed by this program"):
             next(attempt)
         daemon.close()
+        closing.join()
 
 
 @pytest.mark.parametrize(

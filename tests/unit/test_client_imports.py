@@ -19,7 +19,9 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_the_package_alone_loads_next_to_nothing() -> None:
-    added = modules_after("import punchd.client") - modules_after("from __future__ import annotations\nimport importlib, typing")
+    added = modules_after("import punchd.client") - modules_after(
+        "from __future__ import annotations\nimport importlib, typing"
+    )
     assert added <= {"punchd", "punchd.client"}
 
 

@@ -92,7 +92,7 @@ def test_an_answer_to_a_probe_takes_no_descriptor() -> None:
         (OK % b"i1", [7, 8], "1 descriptor\\(s\\) without an ok line"),
         (b"hallo\n", [], "expected version 1 of the line protocol, got 'hallo'"),
         (b"\n", [], "expected version 1"),
-        (b"progress|i1|one|udp|trying|-\n", [], "invalid literal"),
+        (b"progress|i1|one|udp|trying|-\n", [], "'one'"),
         (b"progress|i1|1|udp|trying|\xc3\xa4\n", [], "byte 0xc3 at position 26"),
         (b"x" * 501, [], "at most 500 bytes"),
         (b"ok|i1|probe|udp|198.51.100.4|40000|open|5000\n", [], "answered attempt i1 as if it were a probe"),
@@ -162,14 +162,26 @@ def test_news_of_an_attempt_that_a_late_token_started_under_an_old_id_are_answer
     assert session.feed(f"error|{attempt}|cancelled|by the application\n".encode()) == []
 
 
-def test_leaving_after_the_end_or_after_a_probe_says_nothing_to_the_daemon() -> None:
+def test_leaving_after_the_end_says_nothing_to_the_daemon() -> None:
     session = Session()
-    attempt, probe = initiate(session), session.probe(Protocol.UDP, Options())
+    attempt, probe, refused = initiate(session), session.probe(Protocol.UDP, Options()), initiate(session)
     session.take_outgoing()
     session.feed(OK % attempt.encode(), [7])
-    session.leave(attempt)
-    session.leave(probe)
+    session.feed(f"ok|{probe}|probe|udp|198.51.100.4|40000|open|5000\nerror|{refused}|busy|too many\n".encode())
+    for finished in (attempt, probe, refused):
+        session.leave(finished)
     assert session.take_outgoing() == b""
+
+
+def test_a_probe_that_nobody_waits_for_any_more_is_cancelled_and_its_answer_passed_over() -> None:
+    session = Session()
+    probe = session.probe(Protocol.UDP, Options())
+    session.take_outgoing()
+    session.leave(probe)
+    assert session.take_outgoing() == f"cancel|{probe}\n".encode()
+    late = f"ok|{probe}|probe|udp|198.51.100.4|40000|open|5000\nerror|{probe}|unknown-id|no such attempt\n"
+    assert session.feed(late.encode()) == []
+    assert session.failure is None
 
 
 @pytest.mark.parametrize("code", ["bad-message", "unknown-id", "duplicate-id", "too-long"])

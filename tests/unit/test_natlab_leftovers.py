@@ -37,6 +37,7 @@ def test_only_the_namespaces_of_dead_owners_are_swept(
     assert child.stdout is not None
     with child.stdout:
         start = child.stdout.read().rpartition(b")")[2].split()[19].decode()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but its exit status is still there
     if owner != "zombie":
         child.wait()
     name = {
@@ -47,9 +48,10 @@ def test_only_the_namespaces_of_dead_owners_are_swept(
         "stranger": "natlab-but-not-ours",
     }[owner]
     (tmp_path / name).touch()
-    assert sweep() == ([] if stays else [name])
-    assert (tmp_path / name).exists() is stays
+    swept = sweep()
     child.wait()
+    assert swept == ([] if stays else [name])
+    assert (tmp_path / name).exists() is stays
 
 
 def test_sweeping_without_any_namespaces_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

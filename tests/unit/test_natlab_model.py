@@ -79,7 +79,7 @@ def test_a_site_name_that_is_none_is_refused(name: str) -> None:
     ],
 )
 def test_a_link_that_cannot_be_is_refused(faults: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="expected|needs a delay"):
+    with pytest.raises(ValueError, match=r"expected|needs a delay"):
         Link(**faults)  # type: ignore[arg-type] # no seed among them
 
 

@@ -92,5 +92,13 @@ def test_more_sites_than_addresses_are_refused() -> None:
 def test_the_drawing_names_hosts_addresses_and_faults() -> None:
     made = plan([Site("a", KINDS["carrier"], wan=Link(delay_s=0.02, jitter_s=0.001, loss=0.05)), Site("b")])
     text = draw(made)
-    for word in ("100.100.1.2", "198.51.100.1", "203.0.113.1", "carrier", "20+-1ms loss 5%", "192.0.2.20", "isp-left"):
+    for word in (
+        "100.100.1.2",
+        "198.51.100.1",
+        "203.0.113.1",
+        "carrier",
+        "[20 ms +-1 ms loss 5.0%] a-carrier",
+        "192.0.2.20",
+        "isp-left",
+    ):
         assert word in text

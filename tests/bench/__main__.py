@@ -1,0 +1,30 @@
+"""`./dev bench [NAME ...]`: all benchmarks, or those named. Each prints ratios to a reference of the same run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from tests.bench import crowded, line_speed, udp_time
+
+BENCHES: dict[str, Callable[[], Awaitable[None]]] = {
+    "lines": line_speed.main,
+    "udp-time": udp_time.main,
+    "crowd": crowded.main,
+}
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in BENCHES]
+    if unknown:
+        print(f"bench: no benchmark {unknown[0]}; there are {', '.join(BENCHES)}", file=sys.stderr)
+        return 2
+    for name in names or BENCHES:
+        trio.run(BENCHES[name])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

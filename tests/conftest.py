@@ -1,0 +1,27 @@
+"""Which tests run where.
+
+marker   runs                            otherwise
+long     with --long (./dev test --long) skipped: minutes of the same questions that the short tests ask
+netns    as root                         skipped: it builds network namespaces
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+NEEDS_LONG = pytest.mark.skip(reason="takes minutes; run it with: ./dev test --long")
+NEEDS_ROOT = pytest.mark.skip(reason="builds network namespaces; run it as root with: sudo ./dev test")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked `long` as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(NEEDS_LONG)
+        if item.get_closest_marker("netns") and os.geteuid() != 0:
+            item.add_marker(NEEDS_ROOT)
