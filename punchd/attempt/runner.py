@@ -40,7 +40,7 @@ class Voice(Protocol):
     def failed(self, round_number: int, technique: str, reason: Code, text: str) -> None: ...
     def ignored(self, round_number: int, technique: str, reason: Code) -> None: ...
     def succeeded(self, technique: Technique[Any], hole: Hole) -> None:
-        """The verdict is ok; the voice owns the hole's descriptor now."""
+        """The verdict is ok; the voice owns the hole's descriptor now, unless this raises."""
 
     def ended(self, code: Code, text: str) -> None:
         """The verdict is an error."""
@@ -88,6 +88,8 @@ class Attempt:
         self._kit: RoundKit | None = None
         self._hole: Hole | None = None  # the technique's, until the machine's verdict takes it
         self._stirred = trio.Event()
+        self._early: list[moves.Arrived] = []
+        self.gone = trio.Event()  # `run` has ended: what the attempt owned is closed
 
     @property
     def nonce(self) -> bytes:
@@ -98,7 +100,13 @@ class Attempt:
         return self.machine.state is State.ENDED
 
     def feed(self, event: moves.Event) -> None:
-        """Let the machine know, and do what it says."""
+        """Let the machine know, and do what it says.
+
+        A token may come in the same read as the request that it follows, when `run` has not begun: it is kept.
+        """
+        if self.machine.state is State.NEW and isinstance(event, moves.Arrived):
+            self._early.append(event)
+            return
         self._perform(self.machine.handle(event, trio.current_time()))
         self._stirred.set()
 
@@ -112,6 +120,8 @@ class Attempt:
                 self._nursery = nursery
                 if self.machine.state is State.NEW:
                     self.feed(moves.Begin())
+                for event in self._early:
+                    self.feed(event)
                 while not self.has_ended:
                     self._stirred = trio.Event()
                     with trio.move_on_at(self.machine.next_timeout() or trio.current_time()):
@@ -121,6 +131,7 @@ class Attempt:
         finally:
             self._ports.close()
             self._drop_hole()
+            self.gone.set()
 
     # --- actions ---------------------------------------------------------------------------------------------------
 
@@ -154,12 +165,12 @@ class Attempt:
                     assert_never(action)
 
     def _succeed(self, verdict: moves.Succeed) -> None:
-        hole, self._hole = self._hole, None
-        if hole is None:
+        if self._hole is None:
             raise AssertionError("a verdict of ok without a hole")
         self._emit(events.Punched(verdict.technique, verdict.local, verdict.remote))
         self._emit(events.AttemptEnded("ok", verdict.technique))
-        self._voice.succeeded(self._techniques[verdict.technique], hole)
+        self._voice.succeeded(self._techniques[verdict.technique], self._hole)
+        self._hole = None
 
     def _start(self, action: moves.StartTechnique) -> None:
         if self._nursery is None:

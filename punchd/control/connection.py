@@ -28,20 +28,25 @@ from punchd.control.quotas import Bucket
 from punchd.control.requests import Cancel, Hello, Initiate, Probe, Request, Respond, parse_request
 from punchd.control.state import DaemonState
 from punchd.control.voice import AttemptVoice
+from punchd.endpoint import Endpoint
 from punchd.errors import Code, DeniedError, KernelError, ProtocolError, PunchError
 
 READ_SIZE = 4096  # bytes
+SETTLE_S = 1.0  # how long a request waits for the undoing of what ended before it
 FAREWELL_S = 1.0  # how long a connection that is being closed may take to read its last answers
+
+_STOPPING = "punchd is stopping"
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Kept:
-    """A probed port that waits for the attempt that names it."""
+@dataclass(slots=True, eq=False)
+class _Probed:
+    """A port that is being asked about, and then waits for the attempt that names it."""
 
     port: LearningPort
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    asking: trio.CancelScope = field(default_factory=trio.CancelScope)
+    keeping: trio.CancelScope = field(default_factory=trio.CancelScope)  # cancelled: the port is somebody else's now
     released: trio.Event = field(default_factory=trio.Event)  # nobody reads the port any more
 
 
@@ -56,34 +61,35 @@ class Connection:
         self._outbox = Outbox(stream, max_bytes=self._limits.unread_bytes, max_wait_s=self._limits.unread_seconds)
         self._bucket = Bucket(self._limits.requests_per_second, self._limits.request_burst)
         self._attempts: dict[str, Attempt] = {}
-        self._probes: dict[str, trio.CancelScope] = {}
-        self._kept: dict[int, _Kept] = {}
+        self._alive: set[Attempt] = set()  # with those whose verdict is given and that are still being undone
+        self._probes: dict[str, _Probed] = {}
+        self._kept: dict[Endpoint, _Probed] = {}
+        self._ending: set[_Probed] = set()  # cancelled, and not yet closed
         self._slots = 0  # attempts, probes and kept ports, and verdicts that were not yet read
         self._lines_seen = 0
         self._tasks: trio.Nursery
-        self._leaving = trio.Event()
+        self._reading = trio.CancelScope()
+        self._stopping = False
 
     async def run(self) -> None:
         """Serve until the end, whatever the application does; cancelling this drops everything at once."""
         try:
             async with trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self._write)
-                self._tasks.start_soon(self._leave)
-                await self._read()
-                self._feed_all(moves.Vanished())
-                self._leaving.set()
+                with self._reading:
+                    await self._read()
+                self._end_all()
+                await self._outbox.drain(FAREWELL_S)
+                self._tasks.cancel_scope.cancel()
         finally:
-            self._feed_all(moves.Vanished())
+            self._end_all()
             self._outbox.close()
             self._stream.close()
 
     def shut_down(self) -> None:
         """The daemon stops: every attempt ends with a verdict, then the connection closes."""
-        self._feed_all(moves.ShutDown())
-        for attempt_id, scope in self._probes.items():
-            scope.cancel()
-            self.answer(Error(attempt_id, Code.SHUTDOWN, "punchd is stopping"))
-        self._leaving.set()
+        self._stopping = True
+        self._reading.cancel()
 
     # --- what an attempt's voice needs -----------------------------------------------------------------------------
 
@@ -106,11 +112,6 @@ class Connection:
             log.warning("uid %d: connection dropped: %s", self.uid, error)
         except OSError as error:
             log.debug("uid %d: connection lost while writing: %s", self.uid, error)
-        self._tasks.cancel_scope.cancel()
-
-    async def _leave(self) -> None:
-        await self._leaving.wait()
-        await self._outbox.drain(FAREWELL_S)
         self._tasks.cancel_scope.cancel()
 
     async def _read(self) -> None:
@@ -136,9 +137,13 @@ class Connection:
         if wait_s > 0:
             await trio.sleep(wait_s)
 
-    def _feed_all(self, event: moves.Event) -> None:
+    def _end_all(self) -> None:
+        """No more requests: the application is gone, or the daemon goes. Everything that runs gets its verdict."""
         for attempt in list(self._attempts.values()):
-            attempt.feed(event)
+            attempt.feed(moves.ShutDown() if self._stopping else moves.Vanished())
+        code, text = (Code.SHUTDOWN, _STOPPING) if self._stopping else (Code.CANCELLED, "the application is gone")
+        for attempt_id in list(self._probes):
+            self._end_probe(attempt_id, code, text)
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -152,8 +157,11 @@ class Connection:
         try:
             await self._carry_out(request)
         except (DeniedError, KernelError, PunchError) as error:
-            attempt_id = None if isinstance(request, Hello) else request.id
-            self.answer(Error(attempt_id, code_of(error), str(error)))
+            self.answer(Error(None if isinstance(request, Hello) else request.id, code_of(error), str(error)))
+        except trio.Cancelled:
+            if self._stopping and not isinstance(request, Hello):
+                self.answer(Error(request.id, Code.SHUTDOWN, _STOPPING))
+            raise
 
     def _complain(self, line: bytes, error: ProtocolError) -> None:
         """A malformed line never ends a running attempt, nor looks as if it had (§13.6)."""
@@ -197,8 +205,7 @@ class Connection:
         if request.id in self._attempts:
             self._attempts[request.id].feed(moves.Cancelled())
         elif request.id in self._probes:
-            self._probes.pop(request.id).cancel()
-            self.answer(Error(request.id, Code.CANCELLED, "cancelled by the application"))
+            self._end_probe(request.id, Code.CANCELLED, "cancelled by the application")
         else:
             self.answer(Error(request.id, Code.UNKNOWN_ID, f"no attempt {request.id} is running"))
 
@@ -206,9 +213,18 @@ class Connection:
         self._state.quotas.begin(self.uid, self._slots)
         self._slots += 1
 
+    async def _settle(self) -> None:
+        """Until what has its verdict has let go of its port and its nonce: the next request may name the same ones."""
+        with trio.move_on_after(SETTLE_S):
+            for attempt in [attempt for attempt in self._alive if attempt.has_ended]:
+                await attempt.gone.wait()
+            for probed in list(self._ending):
+                await probed.released.wait()
+
     # --- attempts --------------------------------------------------------------------------------------------------
 
     async def _begin_attempt(self, request: Initiate | Respond) -> None:
+        await self._settle()
         kept = await self._take_kept(request)
         voice = AttemptVoice(self, request.id, Recorder(self._state.config.trace))
         launcher = self._state.launcher
@@ -226,6 +242,7 @@ class Connection:
                 attempt = await launcher.respond(request, kept, voice, voice.recorder.emit)
             undo.pop_all()
         self._attempts[request.id] = attempt
+        self._alive.add(attempt)
         self._tasks.start_soon(self._run_attempt, attempt, voice)
 
     def _refuse_own(self, nonce: bytes) -> None:
@@ -238,9 +255,10 @@ class Connection:
             await attempt.run()
         except Exception:
             log.exception("attempt %s: internal error", attempt.nonce.hex())
-            if not attempt.has_ended:
+            if not voice.is_over:
                 voice.ended(Code.INTERNAL, f"internal error, see the log for {attempt.nonce.hex()}")
         finally:
+            self._alive.discard(attempt)
             if not attempt.machine.is_initiator:
                 won = attempt.machine.round if voice.won else None
                 self._state.known.end(attempt.nonce, won, trio.current_time())
@@ -248,52 +266,69 @@ class Connection:
     # --- probed ports ----------------------------------------------------------------------------------------------
 
     async def _begin_probe(self, request: Probe) -> None:
+        await self._settle()
         self._take_slot()
         try:
             port = await self._state.launcher.open_port(request)
         except BaseException:
             self.release_slot()
             raise
-        scope = self._probes[request.id] = trio.CancelScope()
-        self._tasks.start_soon(self._probe, request, port, scope)
+        probed = self._probes[request.id] = _Probed(port)
+        self._tasks.start_soon(self._probe, request, probed)
 
-    async def _probe(self, request: Probe, port: LearningPort, scope: trio.CancelScope) -> None:
+    def _end_probe(self, attempt_id: str, code: Code, text: str) -> None:
+        probed = self._probes.pop(attempt_id)
+        probed.asking.cancel()
+        self._ending.add(probed)
+        self.answer(Error(attempt_id, code, text))
+
+    async def _probe(self, request: Probe, probed: _Probed) -> None:
         """Ask what a port looks like, say so, and keep it for the attempt that will name it."""
-        kept = _Kept(port)
+        port = probed.port
+        failure: PunchError | None = None
         try:
-            with scope:
-                known = await port.learn()
-            if scope.cancelled_caught:
+            with probed.asking:
+                try:
+                    known = await port.learn()
+                except PunchError as error:
+                    failure = error
+            if self._probes.get(request.id) is not probed:
+                return  # it was cancelled, maybe in the very moment of its success, and that was answered
+            del self._probes[request.id]
+            if failure is not None:
+                self.answer(Error(request.id, failure.reason, str(failure)))
                 return
-            del self._probes[request.id]
-            lport = port.local.port
-            self._kept[lport] = kept
+            self._kept[port.local] = probed
             public = (known.address, known.ports(), known.behaviour)
-            self.answer(OkProbe(request.id, request.protocol, *public, lport))
-            with kept.scope, trio.move_on_after(self._limits.kept_port_seconds):
+            self.answer(OkProbe(request.id, request.protocol, *public, port.local.port))
+            with probed.keeping, trio.move_on_after(self._limits.kept_port_seconds):
                 await port.keep_alive()
-        except PunchError as error:
-            del self._probes[request.id]
-            self.answer(Error(request.id, error.reason, str(error)))
         finally:
-            kept.released.set()
-            if self._kept.get(port.local.port) is kept:
-                del self._kept[port.local.port]
-            if not kept.scope.cancel_called:
+            self._kept.pop(port.local, None)
+            self._ending.discard(probed)
+            if not probed.keeping.cancel_called:
                 port.close()
             self.release_slot()
+            probed.released.set()
 
     async def _take_kept(self, request: Initiate | Respond) -> LearningPort | None:
         """The probed port that the request names; it is the caller's then."""
-        version = request.ip.version if isinstance(request, Initiate) else None
-        if version is None and isinstance(request, Respond) and request.token.card is not None:
+        if isinstance(request, Initiate):
+            version = request.ip.version
+        elif request.token.card is not None:
             version = request.token.card.address.version
-        kept = self._kept.get(request.options.lport)
-        if kept is None or kept.port.local.ip.version != version:
+        else:
             return None
-        if request.options.local not in (None, kept.port.local.ip):
+        options = request.options
+        wanted = (options.lport, version)
+        fitting = (at for at in self._kept if (at.port, at.ip.version) == wanted and options.local in (None, at.ip))
+        if (local := next(fitting, None)) is None:
             return None
-        del self._kept[request.options.lport]
-        kept.scope.cancel()
-        await kept.released.wait()
-        return kept.port
+        probed = self._kept.pop(local)
+        probed.keeping.cancel()
+        try:
+            await probed.released.wait()
+        except trio.Cancelled:
+            probed.port.close()
+            raise
+        return probed.port

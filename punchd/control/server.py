@@ -35,6 +35,7 @@ class Server:
         self._state = state
         self._allowed_uids = allowed_uids
         self._connections: set[Connection] = set()
+        self._stopping = False
         self._tasks: trio.Nursery
 
     async def run(self, listeners: list[socket.socket], stop: trio.Event) -> None:
@@ -48,6 +49,7 @@ class Server:
                     accepting.start_soon(self._accept, trio.socket.from_stdlib_socket(listener))
                 await stop.wait()
                 accepting.cancel_scope.cancel()
+            self._stopping = True
             for connection in self._connections:
                 connection.shut_down()
             self._tasks.cancel_scope.deadline = trio.current_time() + STOP_S
@@ -73,6 +75,8 @@ class Server:
             return
         connection = Connection(stream, uid, self._state)
         self._connections.add(connection)
+        if self._stopping:  # let in just before
+            connection.shut_down()
         try:
             await connection.run()
         except Exception:

@@ -27,13 +27,14 @@ class Line(Protocol):
 
 
 class AttemptVoice:
-    """Speaks for one attempt. The verdict frees the id at once, and the slot when the application has read it."""
+    """Speaks for one attempt. The verdict frees the id at once, and the slot when it has left for the application."""
 
     def __init__(self, line: Line, attempt_id: str, recorder: Recorder) -> None:
         self._line = line
         self._id = attempt_id
         self.recorder = recorder
         self.won = False
+        self.is_over = False  # the verdict was given
 
     def relay(self, round_number: int, technique: str, token: tokens.Token) -> None:
         self._progress(round_number, technique, Stage.RELAY, tokens.encode(token))
@@ -48,14 +49,15 @@ class AttemptVoice:
         self._progress(round_number, technique, Stage.IGNORED, reason)
 
     def succeeded(self, technique: Technique[Any], hole: Hole) -> None:
-        self.won = True
-        self._line.forget(self._id)
         answer = Ok(self._id, technique.name, Transport(technique.protocol), hole.local, hole.remote)
         self._line.answer(answer, hole.fd, self._line.release_slot)
+        self._line.forget(self._id)
+        self.won = self.is_over = True
 
     def ended(self, code: Code, text: str) -> None:
-        self._line.forget(self._id)
         self._line.answer(Error(self._id, code, text), None, self._line.release_slot)
+        self._line.forget(self._id)
+        self.is_over = True
 
     def _progress(self, number: int, technique: str, stage: Stage, detail: str, text: str | None = None) -> None:
         self._line.answer(Progress(self._id, number, technique, stage, detail, text))

@@ -64,7 +64,10 @@ def decode(data: bytes, key: bytes) -> Probe:
 
     Raises:
         DecodeError: not 30 bytes, not ours, an unknown type or role, or a wrong MAC.
+        ValueError: a key of another size; that is a fault of this daemon.
     """
+    if len(key) != KEY_SIZE:
+        raise ValueError(f"key of {len(key)} bytes")
     if len(data) != SIZE or not data.startswith(MAGIC):
         raise DecodeError(f"punch datagram: expected {SIZE} bytes starting with {MAGIC!r}, got {len(data)}")
     if not hmac.compare_digest(_mac(data[:_SIGNED], key), data[_SIGNED:]):

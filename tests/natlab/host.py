@@ -34,7 +34,7 @@ class Node:
             OSError: the program cannot be started.
         """
         with self.entered():
-            # S603, PLW1510: the caller says which program, and whether a failure matters.
+            # The caller says whether a failure matters.
             return subprocess.run(mortal(command, options.get("env")), **options)  # noqa: PLW1510
 
     def popen(self, command: Sequence[Argument], **options: Any) -> subprocess.Popen[Any]:

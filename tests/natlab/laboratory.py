@@ -58,6 +58,7 @@ class Laboratory:
     Args:
         sites: the hosts and their boxes.
         backbone: the cables between the two providers and the core.
+        server_link: the cable between the core and the server: lossy STUN with a clean path between the hosts.
         stun: whether coturn runs on the server.
 
     Resource handling: leaving the block kills every program that was started in it and every process that still
@@ -68,8 +69,10 @@ class Laboratory:
     that cannot be; nothing stays behind.
     """
 
-    def __init__(self, sites: Sequence[Site], *, backbone: Link = PLAIN, stun: bool = True) -> None:
-        self._plan: Plan = plan(sites, backbone=backbone)
+    def __init__(
+        self, sites: Sequence[Site], *, backbone: Link = PLAIN, server_link: Link = PLAIN, stun: bool = True
+    ) -> None:
+        self._plan: Plan = plan(sites, backbone=backbone, server=server_link)
         self._with_stun = stun
         self._prefix = new_prefix()
         self._nodes: dict[str, Node] = {}

@@ -117,12 +117,13 @@ class Plan:
     sites: tuple[SitePlan, ...]
 
 
-def plan(sites: Sequence[Site], *, backbone: Link = PLAIN) -> Plan:
+def plan(sites: Sequence[Site], *, backbone: Link = PLAIN, server: Link = PLAIN) -> Plan:
     """Lays a laboratory out.
 
     Args:
         sites: the hosts with their boxes.
         backbone: the cables between the providers and the core.
+        server: the cable between the core and the server.
 
     Raises:
         ValueError: two sites have one name, or one side has too many.
@@ -131,7 +132,7 @@ def plan(sites: Sequence[Site], *, backbone: Link = PLAIN) -> Plan:
     if len(set(names)) < len(names):
         raise ValueError(f"expected sites with different names, got {names}")
     draft = _Draft()
-    draft.server_and_providers(backbone)
+    draft.server_and_providers(backbone, server)
     counts = dict.fromkeys(Side, 0)
     placed: list[SitePlan] = []
     for index, site in enumerate(sites):
@@ -184,10 +185,10 @@ class _Draft:
             via = f"dev {device}" if prefix == gateway else f"via {gateway} dev {device} onlink"
             commands.append(f"route replace {prefix} {via}")
 
-    def server_and_providers(self, backbone: Link) -> None:
+    def server_and_providers(self, backbone: Link, server: Link) -> None:
         self.node("server", forwards=False)
         self.node("core", forwards=True)
-        self.connect(("server", "eth0"), ("core", "server"))
+        self.connect(("server", "eth0"), ("core", "server"), server)
         self.address("server", "eth0", *(f"{a}/24" for a in SERVER4), *(f"{a}/64" for a in SERVER6))
         self.address("core", "server", f"{CORE4}/32", f"{_CORE6}/128")
         self.route("server", "eth0", CORE4, "default")

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.natlab import KINDS, MATRIX, Laboratory, LaboratoryError, Side, Site
+from tests.natlab.measured_path import number
 from tests.natlab.namespace import DIRECTORY
-from tests.natlab.packet import ACK
+from tests.natlab.packet import ACK, SYN
+from tests.natlab.wiretap import Segment
 
 pytestmark = [
     pytest.mark.netns,
@@ -188,10 +190,6 @@ def test_the_private_address_never_leaves_the_provider(lab: Laboratory, tmp_path
 
 
 def syn_ack(source: str, target: str) -> bytes:
-    from tests.natlab.measured_path import number
-    from tests.natlab.packet import SYN
-    from tests.natlab.wiretap import Segment
-
     return Segment((number(source), 5000), (number(target), 9), SYN | ACK).encode()
 
 
@@ -216,8 +214,7 @@ def inhabitants(namespace: int) -> list[int]:
     return found
 
 
-def wait_for(condition: object) -> None:
-    assert callable(condition)
+def wait_for(condition: Callable[[], bool]) -> None:
     limit = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < limit, "it did not happen in time"

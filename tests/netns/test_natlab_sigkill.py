@@ -25,14 +25,14 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 5.0
 
 OWNER = """
-import subprocess, time
+import sys, time
 from tests.natlab import KINDS, Laboratory, Link, Site
 
 sites = [Site("a", KINDS["any-opens"], wan=Link(delay_s=0.01)), Site("b", KINDS["carrier"])]
 print("begin", flush=True)
 with Laboratory(sites) as lab:
     lab.site("a").host.popen(["sh", "-c", "setsid sleep 1000 & exec sleep 1000"])
-    lab.trace("/tmp/natlab-sigkill-test", ["core"])
+    lab.trace(sys.argv[1], ["core"])
     print("up", flush=True)
     time.sleep(1000)
 """
@@ -62,9 +62,9 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 @pytest.fixture
-def owner() -> subprocess.Popen[str]:
+def owner(tmp_path: Path) -> subprocess.Popen[str]:
     # Not a context manager: the test kills it, and reaps it at once.
-    process = subprocess.Popen([sys.executable, "-c", OWNER], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", OWNER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "begin\n"
     return process

@@ -60,7 +60,7 @@ class Nat:
     def __init__(self, kind: NatKind, public: str, first_port: int) -> None:
         self.kind = kind
         self.public = ip_address(public)
-        self.unasked: list[Endpoint] = []  # where packets came from that found no mapping
+        self.unasked: list[tuple[int, Endpoint]] = []  # packets that were not let in: our port, and where from
         self._next_port = first_port
         self._ports: dict[Endpoint, int] = {}  # destination -> our port
         self._strays: set[tuple[int, Endpoint]] = set()
@@ -83,7 +83,7 @@ class Nat:
             case _:
                 passes = source in known
         if not passes:
-            self.unasked.append(source)
+            self.unasked.append((port, source))
             if self.kind.keeps_strays:
                 self._strays.add((port, source))
         return passes
@@ -129,10 +129,12 @@ class Host:
     sent: list[Sent] = field(default_factory=list)
     told: list[tuple[float, Card]] = field(default_factory=list)
     heard: list[tuple[float, Card]] = field(default_factory=list)
+    arrived: list[float] = field(default_factory=list)
     queue: deque[Datagram] = field(default_factory=deque)
     stirred: trio.Event = field(default_factory=trio.Event)
 
     def receive(self, datagram: Datagram) -> None:
+        self.arrived.append(trio.current_time())
         self.queue.append(datagram)
         self.stirred.set()
 
@@ -178,8 +180,11 @@ class Path:
 class Network:
     """Carries datagrams and cards between "a" and "b". Its nursery must outlive the techniques."""
 
-    def __init__(self, nursery: trio.Nursery, path: Path, a: Host, b: Host) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, path: Path, a: Host, b: Host, on_hand_over: Callable[[], None] = lambda: None
+    ) -> None:
         self.hosts = {"a": a, "b": b}
+        self.on_hand_over = on_hand_over
         self.path = path
         self._nursery = nursery
         self._random = random.Random(path.seed)
@@ -217,8 +222,8 @@ class FakeKit:
         self.network = network
         self.name = name
         self.host = network.hosts[name]
-        self.events: list[Event] = []
         self.tell: Callable[[Card], None] = lambda card: None
+        self.on_event: Callable[[Event], None] = lambda event: None
         self._stun_s = stun_s
         self._cards_in, self._cards = trio.open_memory_channel[Card](100)
 
@@ -244,7 +249,7 @@ class FakeKit:
         self._cards_in.send_nowait(card)
 
     def emit(self, event: Event) -> None:
-        self.events.append(event)
+        self.on_event(event)
         self.host.explanation = getattr(event, "text", self.host.explanation)
 
 
@@ -287,6 +292,7 @@ class FakeUdpPort:
 
     def hand_over(self, port: int) -> Hole:
         peer = self._network.hosts["b" if self._name == "a" else "a"].nat.public
+        self._network.on_hand_over()
         return Hole(-1, self.local, Endpoint(peer, port))
 
 
@@ -308,6 +314,9 @@ class Punch:
         b_says: what the responder's application sends as soon as it has the socket.
         patience_s: for everything; then both sides are cancelled.
         uninvited: (time, host's name, datagram): put into that host's queue.
+        ttl: the low one; from 8 on it reaches the peer.
+        on_hand_over: called when a technique takes its socket.
+        on_event: told of the initiator's and the responder's events.
     """
 
     a: Host
@@ -321,12 +330,15 @@ class Punch:
     packets_per_port: int = 64
     packets: int = 512
     uninvited: Sequence[tuple[float, str, Datagram]] = ()
+    ttl: int = 4
+    on_hand_over: Callable[[], None] = lambda: None
+    on_event: Callable[[Event], None] = lambda event: None
     began_s: float = 0.0
 
     async def run(self, technique: Technique[Any]) -> None:
         self.began_s = trio.current_time()
         async with trio.open_nursery() as nursery:
-            network = Network(nursery, self.path, self.a, self.b)
+            network = Network(nursery, self.path, self.a, self.b, self.on_hand_over)
             a, b = FakeKit(network, "a", self.a_stun_s), FakeKit(network, "b", self.b_stun_s)
             offers_in, offers = trio.open_memory_channel[Card](1)
 
@@ -341,6 +353,7 @@ class Punch:
                     network.later(self.path.answers_s, lambda: a.deliver(card))
 
             a.tell, b.tell = carry_to_b, carry_to_a
+            a.on_event = b.on_event = self.on_event
             for at_s, name, datagram in self.uninvited:
                 network.later(at_s, partial(network.hosts[name].receive, datagram))
             with trio.move_on_after(self.patience_s):
@@ -365,4 +378,4 @@ class Punch:
             kit.network.send("b", self.b_says, self.b.hole.remote)
 
     def _facts(self, role: Role, peer: Host, ports: PortSet) -> Facts:
-        return Facts(role, peer.nat.public, ports, 4, self.packets_per_port, self.packets)
+        return Facts(role, peer.nat.public, ports, self.ttl, self.packets_per_port, self.packets)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import queue
+import random
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -190,22 +192,34 @@ def test_attempts_in_several_threads_each_get_their_own_events_and_socket(tmp_pa
     assert all(first.encode() == second for first, second in pairs)
 
 
-def test_lines_delivered_by_many_threads_are_not_mixed_up(tmp_path: Path) -> None:
+def test_the_lines_of_many_threads_stay_whole_and_each_threads_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 25
+
     def script(daemon: Conversation) -> None:
         daemon.greet()
         attempt = id_of(daemon.expect("initiate|"))
-        lines = sorted(daemon.read() for _ in range(80))
-        assert lines == sorted(f"respond|{attempt}|{'t' * 180}{letter}" for letter in "abcdefgh" for _ in range(10))
+        lines = [daemon.read() for _ in range(8 * count)]
+        for letter in "abcdefgh":
+            mine = [line for line in lines if letter in line.split("|")[2]]
+            assert mine == [f"respond|{attempt}|{letter * 180}{number:03}" for number in range(count)]
 
     def deliver(attempt: Attempt, letter: str) -> None:
-        for _ in range(10):
-            attempt.deliver("t" * 180 + letter)
+        for number in range(count):
+            attempt.deliver(f"{letter * 180}{number:03}")
+
+    def send_slowly(connection: socket.socket, data: bytes) -> None:
+        time.sleep(random.random() / 1000)
+        for position in range(0, len(data), 50):
+            connection.send(data[position : position + 50])
 
     with (
         fake_daemon(tmp_path / "socket", script) as path,
         Daemon.connect(path) as daemon,
         daemon.initiate(PEER, 40000) as attempt,
     ):
+        monkeypatch.setattr(socket.socket, "sendall", send_slowly)
         threads = [threading.Thread(target=deliver, args=(attempt, letter)) for letter in "abcdefgh"]
         for thread in threads:
             thread.start()
@@ -247,10 +261,11 @@ def test_leaving_the_block_early_cancels_and_closes_what_was_on_its_way(tmp_path
         assert daemon.rest() == []
 
     with no_descriptor_leaks(), fake_daemon(tmp_path / "socket", script) as path, Daemon.connect(path) as daemon:
-        with daemon.initiate(PEER, 40000) as attempt:
-            assert next(attempt) == Trying(1, "udp")
-        with pytest.raises(AttemptError, match="no-address") as caught:
-            daemon.probe("udp")
+        with no_descriptor_leaks():  # already while the connection goes on
+            with daemon.initiate(PEER, 40000) as attempt:
+                assert next(attempt) == Trying(1, "udp")
+            with pytest.raises(AttemptError, match="no-address") as caught:
+                daemon.probe("udp")
         assert caught.value.code == Code.NO_ADDRESS
 
 

@@ -160,6 +160,29 @@ def test_news_of_an_attempt_that_a_late_token_started_under_an_old_id_are_answer
     assert session.feed(news + news) == []
     assert session.take_outgoing() == f"cancel|{attempt}\n".encode()
     assert session.feed(f"error|{attempt}|cancelled|by the application\n".encode()) == []
+    assert session.feed(news) == []
+    assert session.take_outgoing() == f"cancel|{attempt}\n".encode()  # a new one: the old one had ended
+
+
+def test_news_of_an_attempt_that_is_being_cancelled_are_passed_over_without_another_cancel() -> None:
+    session = Session()
+    left, cancelled = initiate(session), initiate(session)
+    session.leave(left)
+    session.cancel(cancelled)
+    session.leave(cancelled)
+    session.take_outgoing()
+    for attempt in (left, cancelled):
+        assert session.feed(f"progress|{attempt}|1|udp|relay|{TOKEN}\n".encode()) == []
+    assert session.take_outgoing() == b""
+
+
+def test_cancelling_and_then_leaving_says_it_once() -> None:
+    session = Session()
+    attempt = initiate(session)
+    session.take_outgoing()
+    session.cancel(attempt)
+    session.leave(attempt)
+    assert session.take_outgoing() == f"cancel|{attempt}\n".encode()
 
 
 def test_leaving_after_the_end_says_nothing_to_the_daemon() -> None:

@@ -176,12 +176,13 @@ async def test_a_cancelled_attempt_tells_the_daemon_and_closes_a_late_socket(tmp
 
     with no_descriptor_leaks(), fake_daemon(tmp_path / "socket", script) as path:
         async with Daemon.connect(path) as daemon:
-            with trio.move_on_after(0.05) as scope:
-                async with daemon.initiate(PEER, 40000) as attempt:
-                    await attempt.connect(nowhere)
-            assert scope.cancelled_caught
-            with pytest.raises(AttemptError, match="no-address"):
-                await daemon.probe("udp")
+            with no_descriptor_leaks():  # already while the connection goes on
+                with trio.move_on_after(0.05) as scope:
+                    async with daemon.initiate(PEER, 40000) as attempt:
+                        await attempt.connect(nowhere)
+                assert scope.cancelled_caught
+                with pytest.raises(AttemptError, match="no-address"):
+                    await daemon.probe("udp")
 
 
 async def test_a_socket_that_arrived_but_was_not_fetched_is_closed_with_its_block(tmp_path: Path) -> None:

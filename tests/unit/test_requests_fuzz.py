@@ -10,7 +10,7 @@ import random
 import pytest
 from hypothesis import given, settings
 
-from punchd.control.fields import NO_OPTIONS, Options, Rules
+from punchd.control.fields import Options, Rules
 from punchd.control.lines import MAX_LINE, LineSplitter
 from punchd.control.requests import (
     Cancel,
@@ -21,7 +21,6 @@ from punchd.control.requests import (
     Request,
     Respond,
     format_request,
-    format_respond,
     parse_request,
 )
 from punchd.endpoint import PortSet, parse_ip
@@ -42,7 +41,7 @@ CORPUS = [
     "probe|p1|tcp|lport=5000;local=192.0.2.4;stun=stun.example.net:3478",
     "initiate|c1|auto|203.0.113.7|40000",
     "initiate|c1|tcp-syni,udp,udp|203.0.113.7|40000-40007,50000|lport=50000;public=198.51.100.4;pports=50000",
-    f"initiate|v6|all|2001:db8:2::7|1,3,5-7,65535|local=2001:db8:1::4;lport=0;timeout=20000;ttl=4;stun=2001:db8::5:{3478}",
+    "initiate|v6|all|2001:db8:2::7|1,3,5-7,65535|local=2001:db8:1::4;lport=0;timeout=20000;ttl=4;stun=2001:db8::5:3478",
     f"initiate|A_.9|{PLUGIN},tcp-repair|192.0.2.1|65535|stun=192.0.2.9:65535;timeout=120000;ttl=64",
     f"respond|r9|{OFFER}",
     f"respond|r9|{OFFER}|peer=198.51.100.4;lport=40000;tech=udp,tcp-nutss;timeout=1000;ttl=1",
@@ -56,8 +55,26 @@ PIECES = [
     *("203.0.113.7", "10.0.0.1", "172.32.0.1", "127.0.0.1", "0.0.0.0", "255.255.255.255", "100.128.0.1", "1.2.3"),  # noqa: S104
     *("2001:db8::1", "::1", "::", "fe80::1", "fc00::1", "::ffff:1.2.3.4", "2001:DB8::1", "2001:db8::1:0:0:1", "1::1%1"),
     *("1-16", "1-17", "5-5", "6-5", "1,2,3,4", "1,2,3,4,5", "1,1", "01", "65535-65536", OFFER, SKIP, NOTE, "A" * 19),
-    *("ttl=4", "lport=80", "local=0.0.0.0", "public=2001:db8::9", "peer=192.0.2.1", "tech=auto", "stun=a:1", "stun=::1"),
-    *("stun=a-b.c_d:65535", "stun=2001:db8::1:80", "timeout=1000", "pports=1,2", "ttl=4;ttl=5", "x" * 450, "hello", "|"),
+    *(
+        "ttl=4",
+        "lport=80",
+        "local=0.0.0.0",
+        "public=2001:db8::9",
+        "peer=192.0.2.1",
+        "tech=auto",
+        "stun=a:1",
+        "stun=::1",
+    ),
+    *(
+        "stun=a-b.c_d:65535",
+        "stun=2001:db8::1:80",
+        "timeout=1000",
+        "pports=1,2",
+        "ttl=4;ttl=5",
+        "x" * 450,
+        "hello",
+        "|",
+    ),
 ]
 SEPARATORS = "|;,-=:."
 CHARACTERS = SEPARATORS + "0123456789abcdefxyzAZ_/+ ~\t\r\0\x7f\x80\xff"
@@ -198,17 +215,3 @@ def test_private_addresses_are_taken_where_the_configuration_allows_them(text: s
 def test_what_is_never_a_peer_is_refused_there_too(text: str) -> None:
     with pytest.raises(ProtocolError, match=" is an? .* address"):
         take(f"initiate|c1|udp|{text}|40000".encode(), Rules(NAMES, allow_private=True))
-
-
-IPV6 = parse_ip("2001:db80:1111:2222:3333:4444:5555:6666")  # 39 characters, the most there are
-PORTS = PortSet(tuple(first + more for first in (65000, 65100, 65200, 65300) for more in range(4)))
-FULL = Options(
-    local=IPV6, lport=65535, public=IPV6, pports=PORTS, timeout_ms=120_000, ttl=64, stun=("h" * 58, 65535)
-)
-RESPONDING = Options(*(getattr(FULL, name) for name in ("local", "lport", "public", "pports")), peer=IPV6)
-THREE = ("tcp-syni", "tcp-nutss", "udp")
-
-
-def largest_token(technique: int) -> str:
-    card = tokens.Card(IPV6, PORTS, PORTS.ports, ttl=64, rtt_ms=65535, body=bytes(16) if technique == 3 else b"")
-    return tokens.encode(tokens.Token(tokens.Kind.OFFER, bytes(8), 255, technique, card))

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from punchd.config import Config, Limits
-from tests.unit.daemon_fixture import HANG_S, PEER, descriptors, server
+from tests.unit.daemon_fixture import HANG_S, PEER, descriptors, server, stun_server
 
 
 def initiate(attempt_id: str, technique: str, *options: str) -> str:
@@ -92,7 +92,7 @@ async def test_a_technique_that_fails_in_its_own_attempt_harms_no_other(tmp_path
             assert (await application.until("ok|good|")).startswith("ok|good|slow|")
             await application.send(*(initiate(f"n{number}", "silent") for number in range(8)))
             lines = [await application.line() for _ in range(8)]
-            assert lines == [f"progress|n{number}|1|silent|trying|-" for number in range(8)], "no slot was lost"
+            assert sorted(lines) == [f"progress|n{number}|1|silent|trying|-" for number in range(8)], "no slot was lost"
 
 
 async def test_the_descriptor_of_a_verdict_that_cannot_be_written_is_closed(tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ async def test_a_line_after_which_no_border_is_sure_ends_the_connection_but_not_
 ) -> None:
     async with server(tmp_path) as running:
         with await running.connect() as application:
-            await application.send(initiate("a", "wins"), *["cancel|n"] * 10)
+            await application.send(initiate("a", "wins"))
             await application.until("ok|a|")
-            await application.stream.send(b"cancel|m\n" * 5 + line + b"cancel|never\n" * 20)
+            await application.stream.send(b"cancel|n\n" * 10 + b"cancel|m\n" * 5 + line + b"cancel|never\n" * 20)
             answers = await application.rest()
             assert [answer.split("|")[1] for answer in answers] == ["n"] * 10 + ["m"] * 5 + ["-"]
             assert answers[-1].startswith(f"error|-|{code}|")
@@ -201,7 +201,7 @@ async def test_errors_that_end_nothing_leave_the_attempt_running(tmp_path: Path)
                 "hello|1",
             )
             answers = [await application.line() for _ in range(10)]
-            complaints = {answer for answer in answers if not answer.startswith(("progress|a|1|slow|trying",))}
+            complaints = [answer for answer in answers if not answer.startswith("progress|a|1|slow|trying")]
             codes = sorted(
                 answer.split("|")[2] if answer.startswith("error") else "|".join(answer.split("|")[3:6])
                 for answer in complaints
@@ -337,21 +337,17 @@ async def test_the_end_of_the_file_cancels_everything_of_that_connection(tmp_pat
 
 
 async def test_when_the_daemon_stops_every_attempt_and_every_probe_gets_a_verdict(tmp_path: Path) -> None:
-    silent = ("192.0.2.200", 9)
-    config = Config(stun=(silent,))
-    async with server(tmp_path, config) as running:
+    async with stun_server(answers=0) as silent, server(tmp_path, Config(stun=(silent,))) as running:
         applications = [await running.connect() for _ in range(3)]
         for application in applications:
-            await application.send(
-                initiate("a", "waits"), initiate("b", "bound"), f"respond|c|{'x' * 30}", "probe|p|udp|local=127.0.0.1"
-            )
+            await application.send(initiate("a", "waits"), initiate("b", "bound"), "probe|p|udp|local=127.0.0.1")
             await application.until_relay("b")
         await trio.testing.wait_all_tasks_blocked(0.05)
         running.stop.set()
         for application in applications:
             with application:
                 answers = [line for line in await application.rest() if line.startswith("error|")]
-                assert sorted(line.rsplit("|", 1)[0] for line in answers if "|c|" not in line) == [
+                assert sorted(line.rsplit("|", 1)[0] for line in answers) == [
                     "error|a|shutdown",
                     "error|b|shutdown",
                     "error|p|shutdown",
@@ -416,12 +412,7 @@ async def test_descriptors_are_not_inheritable(tmp_path: Path) -> None:
         with await running.connect() as application:
             await application.send(initiate("a", "bound"), initiate("b", "slow"))
             await application.until_relay("a")
-            for name in os.listdir("/proc/self/fd"):
-                if int(name) in known:
-                    continue
-                try:
-                    assert not os.get_inheritable(int(name)), os.readlink(f"/proc/self/fd/{name}")
-                except FileNotFoundError:
-                    continue  # the directory's own
-                except OSError as error:
-                    assert error.errno == 9
+            new = {int(name) for name in os.listdir("/proc/self/fd")} - known
+            opened = [fd for fd in new if Path(f"/proc/self/fd/{fd}").exists()]  # not the directory's own
+            assert len(opened) >= 4, "listener, connection twice, the attempt's port"
+            assert not [os.readlink(f"/proc/self/fd/{fd}") for fd in opened if os.get_inheritable(fd)]
