@@ -201,7 +201,7 @@ def _strings(value: Any, where: str, *, numbers: bool = False) -> list[Any]:
 def _account(value: str | int, where: str) -> str:
     """A user or a group: a name, or a number as text."""
     number = value if isinstance(value, int) else int(value) if re.fullmatch("[0-9]{1,10}", value) else None
-    if isinstance(value, str) and number is None and value.isprintable() and not value.isdecimal():
+    if isinstance(value, str) and number is None and value.isprintable() and not value.isdecimal() and value[0] != "-":
         return value
     if number is None or not 0 <= number <= _MAX_ID:
         raise ConfigError(f"{where}: expected a name or a number from 0 to {_MAX_ID}, got {_shown(value)}")
@@ -215,11 +215,9 @@ def _path(value: Any, where: str) -> str:
 
 
 def _mode(value: Any, where: str) -> int:
-    """Octal digits as text, or TOML's own 0o660. A plain 660 means 0o1224 and is refused as too large."""
+    """Octal digits as text. TOML's numbers are refused: nobody can see whether 440 was meant to be octal."""
     if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
         return int(value, 8)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o777:
-        return value
     raise ConfigError(f'{where}: expected octal digits such as "0660", got {_shown(value)}')
 
 

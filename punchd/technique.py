@@ -23,6 +23,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from punchd.endpoint import Endpoint, IPAddress, PortSet
 from punchd.errors import Code, ConfigError
 from punchd.events import Event
+from punchd.wire import icmp
+from punchd.wire.tcp import Flags, Options, Segment
 from punchd.wire.token import FIRST_PLUGIN_NUMBER, TECHNIQUE_NUMBERS, Card
 
 ENTRY_POINTS = "punchd.techniques"
@@ -54,6 +56,7 @@ class Facts:
         ttl: the low TTL: large enough to leave the own NAT, too small to reach the peer's. 1-64.
         packets_per_port: most packets towards one port in this round.
         packets: most packets in this round.
+        reversed_roles: the technique's two sides are swapped in this round.
     """
 
     role: Role
@@ -62,6 +65,7 @@ class Facts:
     ttl: int
     packets_per_port: int
     packets: int
+    reversed_roles: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,140 @@ class UdpPort(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Sighted:
+    """A TCP segment between the attempt's port and the peer, as the sniffer saw it.
+
+    Attributes:
+        segment: what it says.
+        port: the peer's.
+        is_outgoing: ours, on its way out (or injected into our own stack); else the peer's, or a NAT's in its name.
+        ttl: as it was when the sniffer saw it.
+    """
+
+    segment: Segment
+    port: int
+    is_outgoing: bool
+    ttl: int
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """An ICMP error about a segment of ours.
+
+    Attributes:
+        kind: what became of the segment.
+        router: who says so.
+        port: the peer's port that it was for.
+    """
+
+    kind: icmp.Kind
+    router: IPAddress
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What two sides of a connection agree on that neither of them asked the other for.
+
+    Attributes:
+        send_next: sequence number of the first byte that this side will send.
+        receive_next: sequence number of the first byte that the other side will send.
+        mss: the largest segment that either side may send, bytes.
+        window_scale: both sides' shift count, 0 to 14.
+        window: bytes that may be in flight at first, both ways.
+    """
+
+    send_next: int
+    receive_next: int
+    mss: int
+    window_scale: int
+    window: int
+
+
+class Connection(Protocol):
+    """A connection that is being made. The port that made it owns it until it is handed over."""
+
+    @property
+    def port(self) -> int:
+        """The peer's."""
+
+    async def result(self) -> int:
+        """Wait for the end of the handshake: 0 when the connection stands, else the errno that ended it."""
+
+    def drop(self) -> None:
+        """Give it up: silently while the handshake lasts, with RST after it."""
+
+
+class TcpPort(Protocol):
+    """One TCP port, held so that it answers nothing until `listen`. It speaks to the attempt's peer only.
+
+    Raw segments leave from this port towards the peer, injected ones come to this port as if from the peer; there is
+    no way to name another address.
+    """
+
+    @property
+    def local(self) -> Endpoint: ...
+
+    @property
+    def outlook(self) -> Outlook:
+        """What is known now; STUN may still be under way."""
+
+    @property
+    def syn_options(self) -> Options:
+        """What our SYNs say, raw ones and, but for timestamps, the kernel's."""
+
+    async def learn(self) -> Outlook:
+        """What is known once STUN has answered.
+
+        Raises:
+            PunchError: no-address, when nothing tells the own public address.
+        """
+
+    def send(self, flags: Flags, port: int, *, seq: int, ack: int = 0, ttl: int | None = None) -> None:
+        """Send a raw segment to that port of the peer, with our usual options if it is a SYN.
+
+        Raises:
+            PunchError: refused, when a local firewall forbids it; network, for anything else.
+        """
+
+    def inject(self, flags: Flags, port: int, *, seq: int, ack: int = 0, options: Options) -> None:
+        """Let the own stack see a segment of that port of the peer.
+
+        Raises:
+            PunchError: refused, while the port neither listens nor connects to there; or as `send`.
+        """
+
+    async def sight(self) -> Sighted | Complaint | Outlook:
+        """What the sniffer saw next; or, once, what STUN had to say."""
+
+    def listen(self) -> None:
+        """Take connections of the peer from now on."""
+
+    async def accept(self) -> Connection:
+        """The peer's next connection, established."""
+
+    def connect(self, port: int, isn: int) -> Connection:
+        """Send a SYN with this initial sequence number (0 to 2^32 - 1) at the system's TTL.
+
+        Raises:
+            PunchError: network, when the kernel refuses at once.
+        """
+
+    def repeat(self, port: int) -> None:
+        """Send a copy of the last SYN or SYN-ACK that our stack sent to that port of the peer."""
+
+    def forge(self, port: int, agreed: Agreed) -> Connection:
+        """A connection without a handshake.
+
+        Raises:
+            PunchError: network, when the kernel refuses.
+        """
+
+    def hand_over(self, connection: Connection) -> Hole:
+        """The hole owns the established connection's socket: blocking, nothing exchanged, no option left."""
+
+
 class Kit(Protocol):
     """One attempt's effects."""
 
@@ -171,6 +309,9 @@ class Kit(Protocol):
 
     def udp(self) -> Scope[UdpPort]:
         """The attempt's UDP port."""
+
+    def tcp(self) -> Scope[TcpPort]:
+        """The attempt's TCP port; leaving drops what was not handed over."""
 
     def tell_peer(self, card: Card) -> None:
         """Becomes a token: the offer or answer first, then notes. The kit fills in `rtt_ms`."""

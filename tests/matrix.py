@@ -50,13 +50,15 @@ def obstacle(a: str, b: str) -> str | None:
     return f"{RANDOM} picks a port that nobody can know, and {other} lets in only the port that it was told to expect"
 
 
-async def run(late_s: Sequence[float] = LATENESS_S, kinds: Iterable[str] = MATRIX) -> list[Cell]:
+async def run(
+    late_s: Sequence[float] = LATENESS_S, kinds: Iterable[str] = MATRIX, technique: str = "udp"
+) -> list[Cell]:
     """All ordered pairs of `kinds` at each lateness of the responder."""
     names = tuple(kinds)
     sites = [Site(f"{side.value}-{name}", KINDS[name], side=side) for side in (Side.LEFT, Side.RIGHT) for name in names]
     cells: list[Cell] = []
     with Laboratory(sites) as laboratory:
-        arguments = stun_arguments(laboratory.stun)
+        arguments = [*stun_arguments(laboratory.stun), "--techniques", technique]
         hosts = [(laboratory.site(site.name).host, arguments) for site in sites]
         with daemons(hosts) as running:
             async with AsyncExitStack() as stack:
@@ -70,12 +72,14 @@ async def run(late_s: Sequence[float] = LATENESS_S, kinds: Iterable[str] = MATRI
                         async with trio.open_nursery() as nursery:
                             for i in range(len(names)):
                                 j = (i + shift) % len(names)
-                                nursery.start_soon(_cell, cells, (names[i], names[j]), left[i], right[j], late)
+                                nursery.start_soon(
+                                    _cell, cells, (names[i], names[j]), left[i], right[j], late, technique
+                                )
     return cells
 
 
-async def _cell(cells: list[Cell], pair: tuple[str, str], a: Daemon, b: Daemon, late_s: float) -> None:
-    outcome = await attempt(a, b, late_s=late_s, timeout_ms=TIMEOUT_MS)
+async def _cell(cells: list[Cell], pair: tuple[str, str], a: Daemon, b: Daemon, late_s: float, technique: str) -> None:
+    outcome = await attempt(a, b, late_s=late_s, timeout_ms=TIMEOUT_MS, techniques=technique)
     usable = outcome.connected and await exchange(outcome) == (1, 1)
     cells.append(Cell(*pair, late_s, usable, outcome.explain()))
     outcome.close()

@@ -168,7 +168,8 @@ async def attempt(
 ) -> Outcome:
     """A initiates towards B, whose application is `late_s` late; both probe first unless `own` was probed before."""
     channel = channel or Channel()
-    own_a, own_b = own or (await a.probe("udp"), await b.probe("udp"))
+    protocol = "tcp" if techniques.startswith("tcp") else "udp"
+    own_a, own_b = own or (await a.probe(protocol), await b.probe(protocol))
     outcome = Outcome()
     to_b, at_b = trio.open_memory_channel[str](64)
     to_a, at_a = trio.open_memory_channel[str](64)

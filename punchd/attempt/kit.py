@@ -15,6 +15,7 @@ import trio
 
 from punchd.attempt.outlook import KnownSide
 from punchd.attempt.port import LearningPort
+from punchd.attempt.tcp_port import LearningTcpPort, RoundTcpPort
 from punchd.endpoint import Endpoint, IPAddress
 from punchd.errors import Code, PunchError
 from punchd.events import Event, MappingLearned
@@ -30,14 +31,38 @@ class AttemptPorts:
     Owns the ports: `close` closes what was not handed over.
     """
 
-    def __init__(self, udp: LearningPort | None, stun: Sequence[Endpoint]) -> None:
+    def __init__(self, udp: LearningPort | None, stun: Sequence[Endpoint], tcp: LearningTcpPort | None = None) -> None:
         self.udp = udp
+        self.tcp = tcp
         self.stun = stun
+        self.renew_tcp: Callable[[], LearningTcpPort] | None = None
+        self._tcp_was_used = False
+
+    def tcp_of_round(self) -> LearningTcpPort:
+        """The TCP port of the round that begins.
+
+        A round leaves states behind, in both NATs and in both stacks, that the next one would trip over; they belong
+        to a pair of endpoints. So the initiator, whose offer names its ports anyway, takes a fresh port for each
+        later round, where `renew_tcp` can make one; the responder keeps the port that the initiator knows of.
+
+        Raises:
+            PunchError: there is no TCP port, or no other one can be had.
+        """
+        if self.tcp is None:
+            raise PunchError(Code.NETWORK, "the attempt has no TCP port")
+        if self._tcp_was_used and self.renew_tcp is not None:
+            used, self.tcp = self.tcp, self.renew_tcp()
+            used.close()
+        self._tcp_was_used = True
+        return self.tcp
 
     def close(self) -> None:
         if self.udp is not None:
             self.udp.close()
             self.udp = None
+        if self.tcp is not None:
+            self.tcp.close()
+            self.tcp = None
 
 
 class RoundKit:
@@ -58,7 +83,9 @@ class RoundKit:
         self._packets = packets
         self._ports = ports
         self._tell = tell
-        self.emit = emit
+        self._emit = emit
+        self._is_retired = False
+        self.hole: Hole | None = None  # what was handed over; whoever runs the technique closes it if nobody gets it
         self._cards_in, self._cards = trio.open_memory_channel[Card](UNHEARD_CARDS)
 
     def now(self) -> float:
@@ -73,10 +100,39 @@ class RoundKit:
         if self._ports.udp is None:
             raise PunchError(Code.NETWORK, "the attempt has no UDP port")
         self._ports.udp.ask(self._ports.stun)
-        yield RoundUdpPort(self._ports, self._ports.udp, self._peer, self._packets, self.emit)
+        yield RoundUdpPort(self._ports, self._ports.udp, self._peer, self._packets, self)
+
+    @asynccontextmanager
+    async def tcp(self) -> AsyncIterator[RoundTcpPort]:
+        """The round's port; it stays held, and its STUN connections open, until the attempt ends or renews it."""
+        own = self._ports.tcp_of_round()
+        port = RoundTcpPort(own, self._peer, self._packets, self.keep)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(port.watch)
+                if own.ask(self._ports.stun):
+                    nursery.start_soon(port.ask)
+                yield port
+                nursery.cancel_scope.cancel()
+        finally:
+            port.close()
 
     def tell_peer(self, card: Card) -> None:
-        self._tell(card)
+        if not self._is_retired:
+            self._tell(card)
+
+    def emit(self, event: Event) -> None:
+        if not self._is_retired:
+            self._emit(event)
+
+    def keep(self, hole: Hole) -> Hole:
+        """Remember a hole, so that its descriptor is not lost with a technique that is cancelled on its way out."""
+        self.hole = hole
+        return hole
+
+    def retire(self) -> None:
+        """The round is over: what a technique still says while it is being cancelled is not heard."""
+        self._is_retired = True
 
     async def hear_peer(self) -> Card:
         return await self._cards.receive()
@@ -92,14 +148,12 @@ class RoundKit:
 class RoundUdpPort:
     """The attempt's UDP port for one round: the peer and a number of packets. Implements `technique.UdpPort`."""
 
-    def __init__(
-        self, ports: AttemptPorts, port: LearningPort, peer: IPAddress, packets: int, emit: Callable[[Event], None]
-    ) -> None:
+    def __init__(self, ports: AttemptPorts, port: LearningPort, peer: IPAddress, packets: int, kit: RoundKit) -> None:
         self._ports = ports
         self._port = port
         self._peer = peer
         self._packets_left = packets
-        self._emit = emit
+        self._kit = kit
         self.local = port.local
 
     @property
@@ -129,8 +183,8 @@ class RoundUdpPort:
         remote = Endpoint(self._peer, port)
         fd = self._port.part(remote)
         self._ports.udp = None
-        return Hole(fd, self.local, remote)
+        return self._kit.keep(Hole(fd, self.local, remote))
 
     def _emit_learned(self, known: KnownSide) -> None:
         public = f"{known.address}:{known.ports()}"
-        self._emit(MappingLearned(self.local, public, known.behaviour, known.rtt_ms))
+        self._kit.emit(MappingLearned(self.local, public, known.behaviour, known.rtt_ms))

@@ -191,6 +191,8 @@ class Attempt:
     def _stop(self) -> None:
         if self._running is not None:
             self._running.cancel()
+        if self._kit is not None:
+            self._kit.retire()
         self._running = None
         self._kit = None
 
@@ -229,6 +231,7 @@ class Attempt:
                     raise
             except Exception as error:  # noqa: BLE001 (foreign code; logged by _blame)
                 outcome = self._blame(technique, error)
+        hole = hole or kit.hole  # made, and lost on the way out of a cancelled technique
         if outcome is None or self._running is not scope:
             if hole is not None:
                 os.close(hole.fd)
@@ -258,12 +261,13 @@ class Attempt:
         return await technique.respond(plan, offer, kit)
 
     def _blame(self, technique: Technique[Any], error: BaseException) -> moves.Broke | None:
-        """A technique's error as the machine's event; None where it is a cancellation on its way out."""
+        """A technique's error as the machine's event; None where it is not the technique's to end."""
         if isinstance(error, BaseExceptionGroup):
             leaves = list(_leaves(error))
             punch = next((leaf for leaf in leaves if isinstance(leaf, PunchdError)), None)
-            if punch is None and any(not isinstance(leaf, Exception) for leaf in leaves):
-                return None
+            foreign = [leaf for leaf in leaves if not isinstance(leaf, Exception)]
+            if any(not isinstance(leaf, trio.Cancelled) for leaf in foreign) or (foreign and punch is None):
+                return None  # an interrupt, or a cancellation on its way out
             error = punch or leaves[0]
         if isinstance(error, PunchError):
             return moves.Broke(error.reason, str(error))

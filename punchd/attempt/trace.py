@@ -12,7 +12,7 @@ import trio
 
 from punchd.events import AttemptEnded, AttemptStarted, Event, RoundFailed, RoundStarted, describe
 
-MAX_EVENTS = 2000  # of one attempt; a longer one is cut, and says so
+MAX_EVENTS = 2000  # of one attempt; a longer one is cut, and says so before its verdict
 
 log = logging.getLogger("punchd.attempt")
 
@@ -34,14 +34,15 @@ class Recorder:
         log.log(logging.INFO if public else logging.DEBUG, "%s %s", self._name, text)
         if self._directory is None:
             return
+        line = f"{trio.current_time() - self._started_at:9.4f} s  {text}"
         if len(self._lines) < MAX_EVENTS:
-            self._lines.append(f"{trio.current_time() - self._started_at:9.4f} s  {text}")
+            self._lines.append(line)
+        elif isinstance(event, AttemptEnded):
+            self._lines += ["cut here: more events than are kept", line]
         if isinstance(event, AttemptEnded):
             self._write(Path(self._directory) / f"{self._name}.txt")
 
     def _write(self, path: Path) -> None:
-        if len(self._lines) == MAX_EVENTS:
-            self._lines.append("cut here: more events than are kept")
         try:
             path.write_text("\n".join(self._lines) + "\n")
         except OSError as error:

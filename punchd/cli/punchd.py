@@ -2,7 +2,8 @@
 
 Starting goes from what needs every privilege to what needs none: settings, techniques, the socket; then all
 capabilities but two are dropped; then trio starts. Exit codes: 0 after a stop, 2 for a wrong command line, 78
-(EX_CONFIG) for settings or a host that it cannot start with, which a service manager should not try again.
+(EX_CONFIG) for settings or a host that it cannot start with, which a service manager should not try again, 130 after
+Ctrl-C before it serves, or a second one while it stops.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pwd
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 EX_USAGE = 2  # what argparse and most programs use
 EX_CONFIG = 78
+EX_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 SERVICE_USER = "_punchd"
 SERVICE_GROUP = "punchd"
 
@@ -91,7 +93,17 @@ def settings(given: argparse.Namespace) -> Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = arguments().parse_args(argv)
+    try:
+        return _main(arguments().parse_args(argv))
+    except KeyboardInterrupt:
+        return EX_INTERRUPTED
+    except BaseExceptionGroup as group:  # trio's way to raise one
+        if group.split(KeyboardInterrupt)[1] is not None:
+            raise
+        return EX_INTERRUPTED
+
+
+def _main(given: argparse.Namespace) -> int:
     try:
         chosen = settings(given)
         if given.check_config:
@@ -121,8 +133,7 @@ def _start(chosen: Config) -> int:
             raise ConfigError(f"trace {chosen.trace}: expected a directory that uid {os.geteuid()} can write to")
         import trio  # after the capabilities are dropped: they belong to threads, and trio makes some
 
-        with contextlib.suppress(KeyboardInterrupt):
-            trio.run(_serve, chosen, registry, allowed_uids, sockets)
+        trio.run(_serve, chosen, registry, allowed_uids, sockets)
     return 0
 
 
@@ -192,9 +203,20 @@ def _sockets(chosen: Config, service: pwd.struct_passwd | None, owned: contextli
         log.warning("no group %s: only %s may connect; see --group and --mode", SERVICE_GROUP, _owner_name(service))
     mode = chosen.mode if chosen.mode is not None else (0o600 if gid is None else 0o660)
     uid = service.pw_uid if service is not None else os.geteuid()
-    listener = Listener(chosen.socket, Access(uid, gid, mode), frozenset({0, os.geteuid(), uid}))
-    owned.callback(listener.close)
+    with _undisturbed():
+        listener = Listener(chosen.socket, Access(uid, gid, mode), frozenset({0, os.geteuid(), uid}))
+        owned.callback(listener.close)
     return [listener.socket]
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals wait until the block ends: between `bind` and the promise to clean up, one would leave the path."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _owner_name(service: pwd.struct_passwd | None) -> str:
@@ -240,19 +262,21 @@ async def _serve(
             quotas=Quotas(chosen.limits),
         )
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, stop)
+            await nursery.start(_stop_on_signal, stop)  # READY means that a signal is heard, too
             nursery.start_soon(systemd.heartbeat)
             systemd.notify("READY=1")
-            log.info("serving %s with %s", chosen.socket, ", ".join(registry.usable))
+            places = ", ".join(str(item.getsockname()) for item in sockets)
+            log.info("serving %s with %s", places, ", ".join(registry.usable))
             await Server(state, allowed_uids).run(sockets, stop)
             nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signal(stop: Any) -> None:
+async def _stop_on_signal(stop: Any, task_status: Any) -> None:
     """The first signal asks every attempt to end with a verdict; the second one ends the process as it is."""
     import trio
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        task_status.started()
         async for number in signals:
             log.info("stopping on %s", signal.Signals(number).name)
             systemd.notify("STOPPING=1")

@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 import trio
 
 from punchd.attempt import moves
-from punchd.attempt.port import LearningPort
 from punchd.attempt.runner import Attempt
 from punchd.attempt.trace import Recorder
 from punchd.control.answers import Answer, Error, OkHello, OkProbe, Progress, Stage, format_answer
 from punchd.control.fdpass import Outbox, SlowReaderError
-from punchd.control.launch import code_of
+from punchd.control.launch import KeptPort, code_of
 from punchd.control.lines import VERBS, VERSION, LineSplitter
 from punchd.control.quotas import Bucket
-from punchd.control.requests import Cancel, Hello, Initiate, Probe, Request, Respond, parse_request
+from punchd.control.requests import Cancel, Hello, Initiate, Probe, Protocol, Request, Respond, parse_request
 from punchd.control.state import DaemonState
 from punchd.control.voice import AttemptVoice
 from punchd.endpoint import Endpoint
@@ -44,7 +43,7 @@ log = logging.getLogger(__name__)
 class _Probed:
     """A port that is being asked about, and then waits for the attempt that names it."""
 
-    port: LearningPort
+    port: KeptPort
     asking: trio.CancelScope = field(default_factory=trio.CancelScope)
     keeping: trio.CancelScope = field(default_factory=trio.CancelScope)  # cancelled: the port is somebody else's now
     released: trio.Event = field(default_factory=trio.Event)  # nobody reads the port any more
@@ -63,7 +62,7 @@ class Connection:
         self._attempts: dict[str, Attempt] = {}
         self._alive: set[Attempt] = set()  # with those whose verdict is given and that are still being undone
         self._probes: dict[str, _Probed] = {}
-        self._kept: dict[Endpoint, _Probed] = {}
+        self._kept: dict[tuple[Protocol, Endpoint], _Probed] = {}
         self._ending: set[_Probed] = set()  # cancelled, and not yet closed
         self._slots = 0  # attempts, probes and kept ports, and verdicts that were not yet read
         self._lines_seen = 0
@@ -157,11 +156,17 @@ class Connection:
         try:
             await self._carry_out(request)
         except (DeniedError, KernelError, PunchError) as error:
-            self.answer(Error(None if isinstance(request, Hello) else request.id, code_of(error), str(error)))
+            self._refuse(request, code_of(error), str(error))
+        except Exception:
+            log.exception("uid %d: internal error in a request", self.uid)
+            self._refuse(request, Code.INTERNAL, "internal error, see the log")
         except trio.Cancelled:
-            if self._stopping and not isinstance(request, Hello):
-                self.answer(Error(request.id, Code.SHUTDOWN, _STOPPING))
+            if self._stopping:
+                self._refuse(request, Code.SHUTDOWN, _STOPPING)
             raise
+
+    def _refuse(self, request: Request, code: Code, text: str) -> None:
+        self.answer(Error(None if isinstance(request, Hello) else request.id, code, text))
 
     def _complain(self, line: bytes, error: ProtocolError) -> None:
         """A malformed line never ends a running attempt, nor looks as if it had (§13.6)."""
@@ -229,8 +234,8 @@ class Connection:
         voice = AttemptVoice(self, request.id, Recorder(self._state.config.trace))
         launcher = self._state.launcher
         with ExitStack() as undo:
-            if kept is not None:
-                undo.callback(kept.close)
+            for port in kept:
+                undo.callback(port.close)
             self._take_slot()
             undo.callback(self.release_slot)
             if isinstance(request, Initiate):
@@ -298,37 +303,41 @@ class Connection:
             if failure is not None:
                 self.answer(Error(request.id, failure.reason, str(failure)))
                 return
-            self._kept[port.local] = probed
+            self._kept[request.protocol, port.local] = probed
             public = (known.address, known.ports(), known.behaviour)
             self.answer(OkProbe(request.id, request.protocol, *public, port.local.port))
             with probed.keeping, trio.move_on_after(self._limits.kept_port_seconds):
                 await port.keep_alive()
         finally:
-            self._kept.pop(port.local, None)
+            self._kept.pop((request.protocol, port.local), None)
             self._ending.discard(probed)
             if not probed.keeping.cancel_called:
                 port.close()
             self.release_slot()
             probed.released.set()
 
-    async def _take_kept(self, request: Initiate | Respond) -> LearningPort | None:
-        """The probed port that the request names; it is the caller's then."""
+    async def _take_kept(self, request: Initiate | Respond) -> list[KeptPort]:
+        """The probed ports that the request names, at most one of each protocol; they are the caller's then."""
         if isinstance(request, Initiate):
             version = request.ip.version
         elif request.token.card is not None:
             version = request.token.card.address.version
         else:
-            return None
+            return []
         options = request.options
         wanted = (options.lport, version)
-        fitting = (at for at in self._kept if (at.port, at.ip.version) == wanted and options.local in (None, at.ip))
-        if (local := next(fitting, None)) is None:
-            return None
-        probed = self._kept.pop(local)
-        probed.keeping.cancel()
+        fitting: dict[Protocol, tuple[Protocol, Endpoint]] = {}
+        for protocol, at in self._kept:
+            if (at.port, at.ip.version) == wanted and options.local in (None, at.ip):
+                fitting.setdefault(protocol, (protocol, at))
+        taken = [self._kept.pop(key) for key in fitting.values()]
+        for probed in taken:
+            probed.keeping.cancel()
         try:
-            await probed.released.wait()
+            for probed in taken:
+                await probed.released.wait()
         except trio.Cancelled:
-            probed.port.close()
+            for probed in taken:
+                probed.port.close()
             raise
-        return probed.port
+        return [probed.port for probed in taken]

@@ -17,19 +17,23 @@ from punchd.attempt.kit import AttemptPorts
 from punchd.attempt.outlook import KnownSide
 from punchd.attempt.port import LearningPort
 from punchd.attempt.runner import Attempt, Voice
+from punchd.attempt.tcp_port import LearningTcpPort
 from punchd.config import Config
 from punchd.control.registry import Registry
 from punchd.control.requests import Initiate, Options, Probe, Protocol, Respond
 from punchd.endpoint import Endpoint, IPAddress, PortSet, objection
-from punchd.errors import Code, DeniedError, KernelError
+from punchd.errors import Code, DeniedError, KernelError, PunchError
 from punchd.events import Event
 from punchd.kernel.routes import Routes
+from punchd.kernel.tcp import reserve
 from punchd.kernel.udp import UdpSocket
 from punchd.nat.servers import StunServers
 from punchd.wire.token import NONCE_SIZE, Card, Kind, Token
 
 INITIATE_TIMEOUT_MS = 30_000
 RESPOND_TIMEOUT_MS = 45_000  # outlives the initiator, who decides when it is over
+
+KeptPort = LearningPort | LearningTcpPort
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +46,9 @@ class Launcher:
     servers: StunServers
 
     async def initiate(
-        self, request: Initiate, kept: LearningPort | None, voice: Voice, emit: Callable[[Event], None]
+        self, request: Initiate, kept: Sequence[KeptPort], voice: Voice, emit: Callable[[Event], None]
     ) -> Attempt:
-        """An attempt that leads. It owns `kept`, a port probed before, unless this raises.
+        """An attempt that leads. It owns `kept`, ports probed before, unless this raises.
 
         Raises:
             DeniedError, KernelError, PunchError: the request cannot be carried out; the message says why.
@@ -61,7 +65,7 @@ class Launcher:
         return self._attempt(plan, request.options, request.ports, ports, voice=voice, emit=emit)
 
     async def respond(
-        self, request: Respond, kept: LearningPort | None, voice: Voice, emit: Callable[[Event], None]
+        self, request: Respond, kept: Sequence[KeptPort], voice: Voice, emit: Callable[[Event], None]
     ) -> Attempt:
         """An attempt that follows the offer in `request`. Ownership and errors as in `initiate`."""
         token, options = request.token, request.options
@@ -77,17 +81,16 @@ class Launcher:
         )
         self._check_usable(names)
         ports = await self._ports(plan.peer, names, options, kept)
+        ports.renew_tcp = None
         return self._attempt(plan, options, None, ports, voice=voice, emit=emit)
 
-    async def open_port(self, request: Probe) -> LearningPort:
+    async def open_port(self, request: Probe) -> KeptPort:
         """A port that has been asked about at the STUN servers; the caller owns it.
 
         Raises:
-            DeniedError, KernelError, PunchError: no server, a port that is taken, TCP (not yet).
+            DeniedError, KernelError, PunchError: no server, a port that is taken, no privilege (TCP).
         """
         options = request.options
-        if request.protocol is Protocol.TCP:
-            raise DeniedError(Code.UNSUPPORTED, "probing TCP ports is not supported yet, only udp")
         version = options.local.version if options.local is not None else None
         servers = await self._stun(options, version or 4) or ([] if version else await self._stun(options, 6))
         if options.local is not None:
@@ -96,7 +99,7 @@ class Launcher:
             local = self.routes.to(servers[0].ip).source
         else:
             raise DeniedError(Code.NO_ADDRESS, "no STUN server is known: use --stun or the configuration, or local=")
-        port = LearningPort(*_bind(local, options))
+        port = _udp_port(local, options) if request.protocol is Protocol.UDP else _tcp_port(local, options)
         port.ask(servers)
         return port
 
@@ -110,17 +113,33 @@ class Launcher:
         raise DeniedError(Code.EXHAUSTED, text)
 
     async def _ports(
-        self, peer: IPAddress, names: Sequence[str], options: Options, kept: LearningPort | None
+        self, peer: IPAddress, names: Sequence[str], options: Options, kept: Sequence[KeptPort]
     ) -> AttemptPorts:
         """The attempt's ports; binding comes last, so that nothing is left open when something else is wrong."""
         source = self.routes.to(peer).source
         servers = await self._stun(options, peer.version)
-        if kept is not None:
-            kept.outlook = replace(kept.outlook, given_address=options.public, given_ports=options.pports)
-            return AttemptPorts(kept, servers)
-        if any(self.registry.by_name[name].protocol == "udp" for name in names):
-            return AttemptPorts(LearningPort(*_bind(options.local or source, options)), servers)
-        return AttemptPorts(None, servers)
+        ports = AttemptPorts(None, servers)
+        for port in kept:
+            port.outlook = replace(port.outlook, given_address=options.public, given_ports=options.pports)
+            if isinstance(port, LearningPort):
+                ports.udp = port
+            else:
+                ports.tcp = port
+        wanted = {self.registry.by_name[name].protocol for name in names}
+        local = options.local or source
+        try:
+            if "udp" in wanted and ports.udp is None:
+                ports.udp = _udp_port(local, options)
+            if "tcp" in wanted and ports.tcp is None:
+                ports.tcp = _tcp_port(local, options)
+        except PunchError:
+            if ports.udp is not None and ports.udp not in kept:
+                ports.udp.close()
+            raise
+        if ports.tcp is not None and options.pports is None:
+            fresh = replace(options, lport=0)
+            ports.renew_tcp = lambda: _tcp_port(local, fresh)
+        return ports
 
     def _attempt(
         self,
@@ -168,9 +187,14 @@ class Launcher:
         return found
 
 
-def _bind(local: IPAddress, options: Options) -> tuple[UdpSocket, KnownSide]:
+def _udp_port(local: IPAddress, options: Options) -> LearningPort:
     socket = UdpSocket(Endpoint(local, options.lport))
-    return socket, KnownSide(socket.local, options.public, options.pports)
+    return LearningPort(socket, KnownSide(socket.local, options.public, options.pports))
+
+
+def _tcp_port(local: IPAddress, options: Options) -> LearningTcpPort:
+    placeholder = reserve(Endpoint(local, options.lport))
+    return LearningTcpPort(placeholder, KnownSide(placeholder.local, options.public, options.pports))
 
 
 def code_of(error: Exception) -> Code:

@@ -6,11 +6,13 @@
     a socket that takes a connection           refuse: a daemon is running there
     a dead socket of root or of the daemon     unlink, bind (after kill -9)
     a dead socket of somebody else             refuse: squatted
+    a socket that answers in any other way     refuse: not a stream socket, or not for us
     anything else, links as well               refuse: squatted
 
 Between the look and the bind nobody can win anything: `bind` fails if something is there again, and in a sticky
 directory nobody but the owner can replace what was bound. The socket is bound with mode 0600 and opened to its group
-only when it belongs to it.
+only when it belongs to it. It listens right after it is bound: until then another daemon that starts in the same moment
+would take it for a dead one. The few microseconds in between stay; the loser of that race notices and ends.
 
 Source: line protocol §1, §13.10; unix(7).
 """
@@ -63,29 +65,42 @@ class Listener:
             raise ConfigError(f"socket {path}: expected a path of at most {_MAX_PATH} bytes")
         self.path = path
         _make_room(path, trusted_uids)
+        self._identity: tuple[int, int] | None = None
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             _with_mask(0o177, lambda: self.socket.bind(path))
-            found = os.lstat(path)
-            self._identity = (found.st_dev, found.st_ino)
+            self.socket.listen(BACKLOG)
+            self._identity = _identity(path)
             os.chown(path, access.uid, -1 if access.gid is None else access.gid, follow_symlinks=False)
             os.chmod(path, access.mode)
-            self.socket.listen(BACKLOG)
-        except OSError as error:
-            self.socket.close()
-            raise ConfigError(
-                f"socket {path}: {error.strerror} ({errno.errorcode.get(error.errno or 0, '?')})"
-            ) from None
+            self._insist()
+        except (OSError, ConfigError) as error:
+            self.close()
+            if isinstance(error, ConfigError):
+                raise
+            name = errno.errorcode.get(error.errno or 0, "?")
+            # OSError without a number: the path holds what no path may hold
+            raise ConfigError(f"socket {path}: {error.strerror or error} ({name})") from None
 
     def close(self) -> None:
-        """Close the socket, and remove the path if it is still ours."""
-        self.socket.close()
+        """Remove the path if it is still ours, and close the socket; in this order, so that nobody finds a dead one."""
         try:
-            found = os.lstat(self.path)
-            if (found.st_dev, found.st_ino) == self._identity:
+            # The socket keeps its inode, so that nobody else's can have the same number while it is open.
+            if self._identity is not None and _identity(self.path) == self._identity:
                 os.unlink(self.path)
         except OSError:
-            return  # gone already, or not ours to remove
+            pass  # gone already, or not ours to remove
+        self._identity = None  # with the socket closed, its number is free for others
+        self.socket.close()
+
+    def _insist(self) -> None:
+        if _identity(self.path) != self._identity:
+            raise ConfigError(f"socket {self.path}: already running: another daemon started in the same moment")
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
 
 
 def _make_room(path: str, trusted_uids: frozenset[int]) -> None:
@@ -100,25 +115,28 @@ def _make_room(path: str, trusted_uids: frozenset[int]) -> None:
         raise ConfigError(f"socket {path}: taken: expected nothing or an old socket of punchd, found {what}")
     if found.st_uid not in trusted_uids:
         raise ConfigError(f"socket {path}: taken: it belongs to uid {found.st_uid}, not to root or punchd")
-    if _is_alive(path):
-        raise ConfigError(f"socket {path}: already running: another daemon answers there")
+    _refuse_alive(path)
     try:
         os.unlink(path)
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise ConfigError(f"socket {path}: cannot remove an old socket: {error.strerror}") from None
 
 
-def _is_alive(path: str) -> bool:
+def _refuse_alive(path: str) -> None:
+    """Raise ConfigError unless whoever made the socket is gone; a full backlog is a sign of life."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as trial:
         try:
             trial.connect(path)
-        except ConnectionRefusedError:
-            return False
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
         except BlockingIOError:
-            return True  # its backlog is full: busy, and so alive
-        except OSError:
-            return False
-        return True
+            pass
+        except OSError as error:  # EPROTOTYPE: somebody's datagram socket
+            text = f"taken: expected nothing or an old socket of punchd, found one that says: {error.strerror}"
+            raise ConfigError(f"socket {path}: {text}") from None
+        raise ConfigError(f"socket {path}: already running: another daemon answers there")
 
 
 def _with_mask(mask: int, action: Callable[[], object]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from punchd.control.requests import ALL, AUTO
-from punchd.errors import Code
+from punchd.errors import Code, ConfigError
 from punchd.technique import Capability, Facts, Hole, Kit, Technique, Unsuitable
 from punchd.wire.token import TECHNIQUE_NUMBERS, Card
 
@@ -45,6 +45,9 @@ class Registry:
     Args:
         loaded: the techniques of the configuration, in its order.
         held: the capabilities of this process.
+
+    Raises:
+        ConfigError: two techniques of others have the same token number.
     """
 
     def __init__(self, loaded: Sequence[Technique[Any]], held: Capability) -> None:
@@ -54,6 +57,10 @@ class Registry:
         self.usable: list[str] = []
         self.lacking: dict[str, str] = {}
         for technique in loaded:
+            other = self.by_number.get(technique.number, technique.name)
+            if other != technique.name:
+                text = f"{other} and {technique.name} have the same token number {technique.number}"
+                raise ConfigError(f"techniques: {text}")
             missing = technique.needs & ~held
             if missing:
                 names = ", ".join(f"CAP_{flag.name}" for flag in missing)

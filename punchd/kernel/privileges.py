@@ -3,7 +3,8 @@
 Theory of operation. `sudo punchd` starts with everything. It binds its socket and then, before trio starts (system
 calls below act on one thread only), goes down in named stages:
 
-    1  bounding set      nothing but the two capabilities can ever be had again, not even by exec
+    1  bounding set      nothing but the two capabilities can ever be had again, not even by exec (this needs
+                         CAP_SETPCAP, which a container may have taken away; stages 4 and 5 then do the same)
     2  keep              PR_SET_KEEPCAPS: permitted capabilities survive the change of user
     3  user              setgroups, setresgid, setresuid to the service user, if there is one
     4  capabilities      CAP_NET_RAW and CAP_NET_ADMIN permitted and effective, nothing inheritable
@@ -36,6 +37,7 @@ _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _VERSION_3 = 0x20080522  # linux/capability.h
 
+_SETPCAP = 8  # linux/capability.h
 _NUMBERS = {Capability.NET_ADMIN: 12, Capability.NET_RAW: 13}
 
 
@@ -50,7 +52,7 @@ def held() -> Capability:
 
 
 def can_drop() -> bool:
-    """Whether there is more than the two capabilities, and the right to let go of it."""
+    """Whether this is root with more than the two capabilities."""
     return os.geteuid() == 0 and bool(_status_mask("CapEff") & ~sum(1 << number for number in _NUMBERS.values()))
 
 
@@ -62,7 +64,8 @@ def drop(user: pwd.struct_passwd | None) -> None:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     keep = _status_mask("CapPrm") & sum(1 << number for number in _NUMBERS.values())
-    for number in range(_last_capability() + 1):
+    may_bound = _status_mask("CapEff") >> _SETPCAP & 1
+    for number in range(_last_capability() + 1) if may_bound else ():
         if not keep >> number & 1:
             _check("drop from the bounding set", libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0))
     if user is not None:

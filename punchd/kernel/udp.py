@@ -126,13 +126,23 @@ class UdpSocket:
             self._socket.connect(remote.sockaddr)
         except OSError as error:
             raise PunchError(Code.NETWORK, f"connect to {remote}: {_reason(error)}") from None
-        while (first := self.peek()) is not None:
-            if first[1] == remote and not probe.is_probe(first[0]):
-                break
-            self.discard()
+        self._clear_queue(remote)
         self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # fetched and thereby gone
         self._socket.setblocking(True)
         return self._socket.detach()
+
+    def _clear_queue(self, remote: Endpoint) -> None:
+        """Remove what stands before the first datagram of the peer's application."""
+        while True:
+            try:
+                data, source = self._socket.recvfrom(MAX_DATAGRAM, socket.MSG_PEEK)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # a pending ICMP error, gone now; the queue stands behind it
+            if Endpoint.from_sockaddr(source) == remote and not probe.is_probe(data):
+                return
+            self.discard()
 
     def close(self) -> None:
         self._socket.close()

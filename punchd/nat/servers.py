@@ -1,7 +1,7 @@
 """The STUN servers to ask, their names resolved.
 
-Names of the configuration are looked up when they are needed and remembered for a while; a name server that does not
-answer costs an attempt at most `LOOKUP_S`. Literal addresses never wait.
+Names of the configuration are looked up when they are needed, all at once, and remembered for a while; a name server
+that does not answer costs an attempt at most `LOOKUP_S`. Literal addresses never wait.
 """
 
 from __future__ import annotations
@@ -33,10 +33,16 @@ class StunServers:
 
     async def of_family(self, version: int) -> list[Endpoint]:
         """The configured servers' endpoints of one IP version, in the order of the configuration."""
-        found: list[Endpoint] = []
-        for server in self._configured:
-            found.extend(await self.resolve(server))
-        return [endpoint for endpoint in dict.fromkeys(found) if endpoint.ip.version == version]
+        found: dict[HostPort, tuple[Endpoint, ...]] = {}
+
+        async def look(server: HostPort) -> None:
+            found[server] = await self.resolve(server)
+
+        async with trio.open_nursery() as nursery:
+            for server in self._configured:
+                nursery.start_soon(look, server)
+        endpoints = (endpoint for server in self._configured for endpoint in found[server])
+        return [endpoint for endpoint in dict.fromkeys(endpoints) if endpoint.ip.version == version]
 
     async def resolve(self, server: HostPort) -> tuple[Endpoint, ...]:
         """The first address of each family of one server; empty if the name cannot be resolved now."""
@@ -61,6 +67,8 @@ class StunServers:
                 answers = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
             except OSError as error:
                 log.warning("STUN server %s: %s", host, error.strerror)
+            except UnicodeError as error:  # "a..b" is no name; the codec of host names says it in its own way
+                log.warning("STUN server %s: %s", host, error)
         if patience.cancelled_caught:
             log.warning("STUN server %s: no name server answered within %g s", host, LOOKUP_S)
         first: dict[int, Endpoint] = {}

@@ -19,8 +19,10 @@ daemons it is (big endian):
     +1      2n    the sender's public ports, best first
     +0      1     k, 0-4
     +1      3k    runs of the receiver's ports that the sender has opened its NAT for: first port 2, how many 1
-    +0      ...   what the technique adds: 16 bytes of key for udp; for the techniques of others one byte
-                  length, then as many bytes
+    +0      ...   what the technique adds: tcp-syni the initial sequence number of its SYN 4, MSS 2, window scale 1
+                  (255 none), options 1 (bit 0 SACK), all zero from the side that sends no SYN; tcp-nutss nothing;
+                  udp 16 bytes of key; tcp-repair the sequence number 4; techniques of others one byte length, then
+                  as many bytes
 
 Every length must match exactly and unused bits must be 0, so that a value has one token and a token one value.
 `DecodeError` is the only error that leaves this file; `NewerLayoutError`, a kind of it, marks a newer daemon.
@@ -63,7 +65,7 @@ _IPV6, _PREDICTED, _REVERSED = 1, 2, 4
 TECHNIQUE_NUMBERS = {"tcp-syni": 1, "tcp-nutss": 2, "udp": 3, "tcp-repair": 4}
 FIRST_PLUGIN_NUMBER = 128
 # What a technique adds to a card has one exact size; None: techniques of others, length-prefixed.
-_BODY_SIZES: dict[int, int] = {3: 16}
+_BODY_SIZES: dict[int, int] = {1: 8, 3: 16, 4: 4}
 
 
 class NewerLayoutError(DecodeError):

@@ -22,7 +22,9 @@ does not filter by port can be reached, and waiting gains nothing), when it has 
 when time passes and no card comes: tokens need not be relayed back.
 
 Wrong guesses. When a card names other ports than those opened so far, the NAT is opened for the new ones, and a note
-says so. A sequential NAT gives each of these a new port of its own; the note carries the new predictions.
+says so. A sequential NAT gives each of these a new port of its own; the note carries the new predictions, and it is by
+these that a side then judges whether the peer expects it. A port that a datagram of the peer really came from becomes
+a target, too: behind a NAT with random ports no card can name it.
 
 One side decides. With several ports on both sides more than one pair may work, and the sides must end with the same
 one. The responder nominates: it alone sends DONE, to the source of the first valid ACK, and connects there; the

@@ -10,10 +10,12 @@ mapping when an ICMP error comes in. Time is trio's, so under `autojump_clock` e
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
@@ -178,23 +180,28 @@ class Path:
 
 
 class Network:
-    """Carries datagrams and cards between "a" and "b". Its nursery must outlive the techniques."""
+    """Carries datagrams and cards between "a" and "b", in the order in which they left, while `run` runs."""
 
-    def __init__(
-        self, nursery: trio.Nursery, path: Path, a: Host, b: Host, on_hand_over: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, path: Path, a: Host, b: Host, on_hand_over: Callable[[], None]) -> None:
         self.hosts = {"a": a, "b": b}
         self.on_hand_over = on_hand_over
         self.path = path
-        self._nursery = nursery
-        self._random = random.Random(path.seed)
+        self._random = {name: random.Random(f"{name} {path.seed}") for name in self.hosts}
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._changed = trio.Event()
 
     def later(self, delay_s: float, act: Callable[[], None]) -> None:
-        async def wait() -> None:
-            await trio.sleep(delay_s)
-            act()
+        heapq.heappush(self._due, (trio.current_time() + delay_s, next(self._numbers), act))
+        self._changed.set()
 
-        self._nursery.start_soon(wait)
+    async def run(self) -> None:
+        while True:
+            self._changed = trio.Event()
+            with trio.move_on_at(self._due[0][0] if self._due else float("inf")):
+                await self._changed.wait()
+            while self._due and self._due[0][0] <= trio.current_time():
+                heapq.heappop(self._due)[2]()
 
     def send(self, name: str, data: bytes, to: Endpoint, ttl: int | None = None) -> None:
         sender, receiver = self.hosts[name], self.hosts["b" if name == "a" else "a"]
@@ -204,7 +211,7 @@ class Network:
         if ttl is not None and ttl < HOPS:
             self.later(self.path.rtt_s / 4, lambda: sender.nat.hear_icmp(to))
             return
-        if self._random.random() < self.path.loss or self.path.loses(name, data) or to.ip != receiver.nat.public:
+        if self._random[name].random() < self.path.loss or self.path.loses(name, data) or to.ip != receiver.nat.public:
             return
         self.later(self.path.rtt_s / 2, lambda: self._arrive(receiver, data, source, to.port))
 
@@ -236,6 +243,9 @@ class FakeKit:
     @asynccontextmanager
     async def udp(self) -> AsyncIterator[FakeUdpPort]:
         yield FakeUdpPort(self.network, self.name, self._stun_s)
+
+    def tcp(self) -> AbstractAsyncContextManager[Any]:
+        raise NotImplementedError("this world carries datagrams only")
 
     def tell_peer(self, card: Card) -> None:
         self.host.told.append((self.now(), card))
@@ -338,7 +348,8 @@ class Punch:
     async def run(self, technique: Technique[Any]) -> None:
         self.began_s = trio.current_time()
         async with trio.open_nursery() as nursery:
-            network = Network(nursery, self.path, self.a, self.b, self.on_hand_over)
+            network = Network(self.path, self.a, self.b, self.on_hand_over)
+            nursery.start_soon(network.run)
             a, b = FakeKit(network, "a", self.a_stun_s), FakeKit(network, "b", self.b_stun_s)
             offers_in, offers = trio.open_memory_channel[Card](1)
 

@@ -178,7 +178,7 @@ def _card_code(raw: bytes, kind: int, technique: int, ports_at: int) -> str | No
         opened += range(first, first + size)
     if len(opened) > 16 or len(set(opened)) != len(opened):
         return "bad-token"
-    body = 1 + padded[body_at] if technique >= 128 else {1: 0, 2: 0, 3: 16, 4: 0}.get(technique, -1)
+    body = 1 + padded[body_at] if technique >= 128 else {1: 8, 2: 0, 3: 16, 4: 4}.get(technique, -1)
     if body < 0 or body_at + body != len(raw):
         return "bad-token"
     sender = raw[17:ports_at]

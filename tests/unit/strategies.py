@@ -14,6 +14,7 @@ from punchd.wire.token import FIRST_PLUGIN_NUMBER, TECHNIQUE_NUMBERS, Card, Fare
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 ALNUM = LETTERS + LETTERS.upper() + "0123456789"
 PLUGIN = "a-plugin-of-16-c"  # the longest name that a technique may have
+BODY_SIZES = {"tcp-syni": 8, "tcp-nutss": 0, "udp": 16, "tcp-repair": 4}  # bytes a technique adds to its card
 NAMES = (*TECHNIQUE_NUMBERS, PLUGIN)
 RULES = Rules(NAMES)
 
@@ -58,9 +59,9 @@ def cards(draw: st.DrawFn, number: int, kind: Kind) -> Card:
     address = draw(targets(version))
     if kind is not Kind.OFFER and draw(st.booleans()):
         address = IPv4Address(0) if version == 4 else IPv6Address(0)
-    body = draw(st.binary(min_size=16, max_size=16)) if number == TECHNIQUE_NUMBERS["udp"] else b""
-    if number >= FIRST_PLUGIN_NUMBER:
-        body = draw(st.binary(max_size=40))
+    sizes = {TECHNIQUE_NUMBERS[name]: (size, size) for name, size in BODY_SIZES.items()}
+    least, most = sizes.get(number, (0, 40))
+    body = draw(st.binary(min_size=least, max_size=most))
     return Card(
         address=address,
         ports=draw(st.one_of(port_sets(), st.lists(ports, min_size=1, max_size=16, unique=True).map(_port_set))),

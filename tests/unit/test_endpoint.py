@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from itertools import count
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import count
 
 import pytest
 from hypothesis import given

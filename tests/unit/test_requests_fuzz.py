@@ -47,6 +47,8 @@ CORPUS = [
     f"respond|r9|{OFFER}|peer=198.51.100.4;lport=40000;tech=udp,tcp-nutss;timeout=1000;ttl=1",
     f"respond|r9|{SKIP}|local=2001:db8::1;public=2001:db8::2;peer=2001:db8::3",
     f"respond|r9|{NOTE}|pports=1-16",
+    "respond|r9|AgF_OpwC0ehLVQEBAAQAAADGM2QEAcNQAZxAARorPE0FtAcB",  # tcp-syni, a SYN's numbers
+    "respond|r9|AgJ_OpwC0ehLVQIEAAQAAADGM2QEAcNQAZxAAQAAAAA|peer=198.51.100.4",  # tcp-repair
 ]
 # What fields hold at their edges. A mutated line often gets one of these for one of its own pieces.
 PIECES = [
@@ -90,6 +92,14 @@ def take(line: bytes, rules: Rules = RULES) -> Request:
     return parse_request(found, rules)
 
 
+def outcome(line: bytes) -> tuple[Request | None, str | None, str | None]:
+    """The request, or the code and the id of the error line."""
+    try:
+        return take(line), None, None
+    except ProtocolError as error:
+        return None, error.code, error.attempt_id
+
+
 def mutate(line: str, rng: random.Random) -> str:
     """One small change; mostly between separators, for lines that come near to being right."""
     separator = rng.choice("||||;;,=")
@@ -128,13 +138,12 @@ def test_mutated_lines_get_the_verdict_of_a_second_reading(seed: int) -> None:
             text = mutate(text, rng)
         line = text.encode("latin-1")
         expected = request_oracle.verdict(line, NAMES)
-        try:
-            request = take(line)
-        except ProtocolError as error:
-            assert (error.code, error.attempt_id) == expected, line
-            codes.add(error.code)
+        request, code, attempt_id = outcome(line)
+        assert code == expected[0], line
+        if request is None:
+            assert attempt_id == expected[1], line
+            codes.add(str(code))
         else:
-            assert expected[0] is None, line
             taken += 1
             assert take(format_request(request).encode()) == request, line
     assert 0.1 < taken / LINES_PER_SEED < 0.6  # a mutator that only breaks, or never does, asks nothing
@@ -213,5 +222,5 @@ def test_private_addresses_are_taken_where_the_configuration_allows_them(text: s
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "224.0.0.1", "169.254.1.1", "::1", "fe80::1", "0.0.0.0"])  # noqa: S104
 def test_what_is_never_a_peer_is_refused_there_too(text: str) -> None:
-    with pytest.raises(ProtocolError, match=" is an? .* address"):
+    with pytest.raises(ProtocolError, match=r" is an? .* address"):
         take(f"initiate|c1|udp|{text}|40000".encode(), Rules(NAMES, allow_private=True))

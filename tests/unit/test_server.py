@@ -55,7 +55,6 @@ async def test_an_attempt_is_progress_and_then_one_verdict_with_one_descriptor(t
             await application.send(initiate("a", "wins"))
             assert await application.line() == "progress|a|1|wins|trying|-"
             assert (await application.line()).startswith("progress|a|1|wins|relay|")
-            assert not application.fds
             assert await application.line() == f"ok|a|wins|tcp|192.0.2.1|40001|{PEER}|40000"
             assert len(application.fds) == 1
             assert await application.nothing_for(0.1) == []
@@ -238,7 +237,7 @@ async def test_errors_that_end_nothing_leave_the_attempt_running(tmp_path: Path)
         ("initiate|a|wins|203.0.113.7|40000|stun=10.0.0.1:3478", "bad-address"),
         ("initiate|a|wins|203.0.113.7|40000|stun=localhost:3478", "bad-address"),
         ("initiate|a|bound|203.0.113.7|40000|local=192.0.2.77", "network"),
-        ("probe|a|tcp", "unsupported"),
+        ("probe|a|tcp", "no-address"),
         ("probe|a|udp", "no-address"),
     ],
 )
@@ -413,6 +412,6 @@ async def test_descriptors_are_not_inheritable(tmp_path: Path) -> None:
             await application.send(initiate("a", "bound"), initiate("b", "slow"))
             await application.until_relay("a")
             new = {int(name) for name in os.listdir("/proc/self/fd")} - known
-            opened = [fd for fd in new if Path(f"/proc/self/fd/{fd}").exists()]  # not the directory's own
-            assert len(opened) >= 4, "listener, connection twice, the attempt's port"
+            opened = [fd for fd in new if os.path.exists(f"/proc/self/fd/{fd}")]  # noqa: ASYNC240 (/proc never blocks)
+            assert len(opened) >= 3, "at least the connection's ends and the attempt's port"
             assert not [os.readlink(f"/proc/self/fd/{fd}") for fd in opened if os.get_inheritable(fd)]

@@ -6,6 +6,8 @@ rule 5 (the daemon restarts) is in tests/netns/test_kill.py, too.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -299,9 +301,6 @@ async def test_an_offer_is_held_against_what_the_application_knows(
 
 
 async def test_a_token_that_names_an_address_which_is_no_target_is_refused(tmp_path: Path) -> None:
-    from dataclasses import replace
-    from ipaddress import ip_address
-
     async with server(tmp_path) as running:
         with await running.connect() as application:
             for address, code in (("127.0.0.1", "bad-address"), ("10.0.0.1", "bad-address"), ("192.0.2.1", None)):

@@ -1,0 +1,131 @@
+"""Sees the packets of one TCP port, both ways, and the ICMP errors that are about them.
+
+An AF_PACKET socket sees what the stack gets before any listener, and what leaves it. A classic BPF program lets only
+TCP from or to the port and ICMP pass, so that a busy host costs nothing; ICMP is read further in `punchd.wire.icmp`.
+SOCK_DGRAM cuts the link header off: packets begin with the IP header whatever the interface. What is injected is
+seen as well (it crosses `lo`). Needs CAP_NET_RAW.
+
+What comes in between `socket` and the attached filter is whoever's; readers decode and check every packet anyway.
+
+Source: packet(7), linux/filter.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+from dataclasses import dataclass
+
+import trio
+
+from punchd.errors import Code, PunchError
+
+MAX_PACKET = 2048  # bytes; handshakes and ICMP errors are shorter
+_ETH_P_ALL = 0x0003
+_PACKET_OUTGOING = 4
+_SO_ATTACH_FILTER = 26
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """An IP packet, from its first header on; whether it was leaving."""
+
+    data: bytes
+    is_outgoing: bool
+
+
+# Instructions of classic BPF (linux/filter.h), and where their jumps go: to the next one unless a label is named.
+_LOAD_BYTE, _LOAD_HALF, _LOAD_HALF_BEHIND, _SKIP_HEADER = 0x30, 0x28, 0x48, 0xB1
+_AND, _IF_EQUAL, _IF_ANY_BIT, _RETURN = 0x54, 0x15, 0x45, 0x06
+_TAKE, _DROP = "take", "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    code: int
+    value: int
+    if_true: str = ""
+    if_false: str = ""
+
+
+# IPv4: the header's length is read; later fragments carry no ports. IPv6: extension headers are not followed, TCP and
+# ICMPv6 hardly ever come behind one.
+def _steps(version: int, port: int) -> tuple[_Step, ...]:
+    if version == 4:
+        return (
+            _Step(_LOAD_BYTE, 0),
+            _Step(_AND, 0xF0),
+            _Step(_IF_EQUAL, 0x40, "", _DROP),
+            _Step(_LOAD_BYTE, 9),
+            _Step(_IF_EQUAL, socket.IPPROTO_ICMP, _TAKE, ""),
+            _Step(_IF_EQUAL, socket.IPPROTO_TCP, "", _DROP),
+            _Step(_LOAD_HALF, 6),
+            _Step(_IF_ANY_BIT, 0x1FFF, _DROP, ""),
+            _Step(_SKIP_HEADER, 0),
+            _Step(_LOAD_HALF_BEHIND, 0),
+            _Step(_IF_EQUAL, port, _TAKE, ""),
+            _Step(_LOAD_HALF_BEHIND, 2),
+            _Step(_IF_EQUAL, port, _TAKE, _DROP),
+        )
+    return (
+        _Step(_LOAD_BYTE, 0),
+        _Step(_AND, 0xF0),
+        _Step(_IF_EQUAL, 0x60, "", _DROP),
+        _Step(_LOAD_BYTE, 6),
+        _Step(_IF_EQUAL, socket.IPPROTO_ICMPV6, _TAKE, ""),
+        _Step(_IF_EQUAL, socket.IPPROTO_TCP, "", _DROP),
+        _Step(_LOAD_HALF, 40),
+        _Step(_IF_EQUAL, port, _TAKE, ""),
+        _Step(_LOAD_HALF, 42),
+        _Step(_IF_EQUAL, port, _TAKE, _DROP),
+    )
+
+
+def _port_filter(version: int, port: int) -> bytes:
+    """`struct sock_filter[]`: TCP from or to this port, and ICMP, of one IP version."""
+    steps = _steps(version, port)
+    ends = {_TAKE: len(steps), _DROP: len(steps) + 1}
+
+    def offset(index: int, label: str) -> int:
+        return ends[label] - index - 1 if label else 0
+
+    program = [
+        struct.pack("HBBI", step.code, offset(index, step.if_true), offset(index, step.if_false), step.value)
+        for index, step in enumerate(steps)
+    ]
+    program += [struct.pack("HBBI", _RETURN, 0, 0, MAX_PACKET), struct.pack("HBBI", _RETURN, 0, 0, 0)]
+    return b"".join(program)
+
+
+class Sniffer:
+    """The packets of one TCP port. Whoever made it closes it."""
+
+    def __init__(self, version: int, port: int) -> None:
+        """Start to listen.
+
+        Raises:
+            PunchError: no-privilege, without CAP_NET_RAW.
+        """
+        try:
+            kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            self._socket = socket.socket(socket.AF_PACKET, kind, socket.htons(_ETH_P_ALL))
+        except PermissionError:
+            raise PunchError(Code.NO_PRIVILEGE, "sniffing needs CAP_NET_RAW") from None
+        program = _port_filter(version, port)
+        held = ctypes.create_string_buffer(program)
+        attached = struct.pack("HP", len(program) // 8, ctypes.addressof(held))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, attached)
+
+    async def capture(self) -> Captured:
+        """The next packet; its first 2,048 bytes."""
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                data, (_, _, kind, *_) = self._socket.recvfrom(MAX_PACKET)
+            except OSError:
+                continue  # an interface went down, or nothing was there after all
+            return Captured(data, kind == _PACKET_OUTGOING)
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,225 @@
+"""TCP sockets as hole punching needs them: a chosen initial sequence number, a silent listener, silent endings.
+
+Theory of operation.
+
+**Placeholder.** A port that nobody listens on answers a stray SYN or SYN-ACK with RST, and that RST destroys the peer's
+attempt (RFC 9293 §3.10.7.1). A listener whose socket filter drops everything answers nothing. Taking the filter away
+makes it an ordinary listener on the very same port, without a moment in between.
+
+**Chosen ISN.** In TCP_REPAIR mode the sequence number of the send queue of a closed, bound socket can be set; when the
+mode is left, `connect` uses it as the ISN. So a raw SYN and the kernel's own can be made to fit each other. Needs
+CAP_NET_ADMIN.
+
+**Forged connection.** In repair mode `connect` sends nothing and puts the socket into ESTABLISHED: queues' sequence
+numbers before, options and window after it (what checkpoint/restore of processes is made of).
+
+**Silent end.** A FIN or RST of *another* connection from the same port may close a NAT's mapping for that port. Closing
+in repair mode sends neither.
+
+All sockets share the attempt's port, hence SO_REUSEADDR and SO_REUSEPORT; that no stranger shares it is checked once,
+with a bind that does not allow it.
+
+Source: tcp(7), socket(7), linux/tcp.h; the sequence measured on Linux 6.1 and 6.18.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+import struct
+
+import trio
+
+from punchd.endpoint import Endpoint
+from punchd.errors import Code, PunchError
+from punchd.technique import Agreed
+
+# asm-generic/socket.h and linux/tcp.h; the socket module has no names for these
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+_TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ, _TCP_REPAIR_OPTIONS, _TCP_REPAIR_WINDOW = 19, 20, 21, 22, 29
+_REPAIR_ON, _REPAIR_OFF, _REPAIR_OFF_NO_PROBE = 1, 0, -1
+_RECV_QUEUE, _SEND_QUEUE = 1, 2
+_BACKLOG = 16
+_TCP_ESTABLISHED = 1  # linux/tcp_states.h
+
+_DROP_ALL = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K, 0
+_DROP_ALL_PROGRAM = struct.pack("HP", 1, ctypes.addressof(_DROP_ALL))
+
+
+def reserve(local: Endpoint) -> Placeholder:
+    """Take a TCP port and answer nothing on it; port 0 lets the kernel choose.
+
+    Raises:
+        PunchError: port-in-use; network, for anything else that the kernel has against it.
+    """
+    try:
+        with _socket(local) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT of an earlier attempt is no user
+            alone.bind(local.sockaddr)
+            free = Endpoint.from_sockaddr(alone.getsockname())
+        return Placeholder(free)
+    except OSError as error:
+        in_use = error.errno == errno.EADDRINUSE
+        raise PunchError(Code.PORT_IN_USE if in_use else Code.NETWORK, f"bind {local}: {_reason(error)}") from None
+
+
+class Placeholder:
+    """A listener that is deaf until it is opened. Whoever made it closes it."""
+
+    def __init__(self, local: Endpoint) -> None:
+        self._socket = shared(local)
+        try:
+            self.deafen()
+            self._socket.listen(_BACKLOG)
+        except OSError:
+            self._socket.close()
+            raise
+        self.local = Endpoint.from_sockaddr(self._socket.getsockname())
+
+    def deafen(self) -> None:
+        """Hear nothing and answer nothing from now on."""
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _DROP_ALL_PROGRAM)
+        self._is_deaf = True
+
+    def open(self) -> None:
+        """Listen from now on."""
+        if self._is_deaf:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+            self._is_deaf = False
+
+    async def accept(self) -> tuple[socket.socket, Endpoint]:
+        """The next connection, owned by the caller, and where it comes from."""
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                accepted, source = self._socket.accept()
+            except OSError:
+                continue  # gone again before we looked
+            accepted.setblocking(False)
+            return accepted, Endpoint.from_sockaddr(source)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def shared(local: Endpoint) -> socket.socket:
+    """A TCP socket bound to a port that it shares with the attempt's other sockets; the caller owns it."""
+    found = _socket(local)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found.bind(local.sockaddr)
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+def begin_connect(local: Endpoint, remote: Endpoint, isn: int | None = None) -> socket.socket:
+    """Send a SYN, with this initial sequence number (0 to 2^32 - 1) if one is given; the caller owns the socket.
+
+    Raises:
+        PunchError: network, when the kernel refuses at once.
+    """
+    found: socket.socket | None = None
+    try:
+        found = shared(local)
+        if isn is not None:
+            _set(found, _TCP_REPAIR, _REPAIR_ON)
+            _set(found, _TCP_REPAIR_QUEUE, _SEND_QUEUE)
+            _set(found, _TCP_QUEUE_SEQ, _signed(isn))
+            _set(found, _TCP_REPAIR, _REPAIR_OFF)
+        with contextlib.suppress(BlockingIOError):
+            found.connect(remote.sockaddr)
+    except OSError as error:
+        if found is not None:
+            found.close()
+        raise PunchError(Code.NETWORK, f"connect {local} to {remote}: {_reason(error)}") from None
+    return found
+
+
+async def established(connecting: socket.socket) -> int:
+    """Wait for the end of a handshake: 0 when the connection stands, else the errno that ended it."""
+    await trio.lowlevel.wait_writable(connecting)
+    return connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def forge(local: Endpoint, remote: Endpoint, agreed: Agreed) -> socket.socket:
+    """A connection in ESTABLISHED without a handshake; the caller owns it.
+
+    Raises:
+        PunchError: network, when the kernel refuses (CAP_NET_ADMIN).
+    """
+    found: socket.socket | None = None
+    try:
+        found = shared(local)
+        _set(found, _TCP_REPAIR, _REPAIR_ON)
+        for queue, number in ((_SEND_QUEUE, agreed.send_next), (_RECV_QUEUE, agreed.receive_next)):
+            _set(found, _TCP_REPAIR_QUEUE, queue)
+            _set(found, _TCP_QUEUE_SEQ, _signed(number))
+        found.connect(remote.sockaddr)
+        options = (
+            (2, agreed.mss),  # TCPOPT_MAXSEG
+            (3, agreed.window_scale | agreed.window_scale << 16),  # TCPOPT_WINDOW: send and receive
+            (4, 0),  # TCPOPT_SACK_PERM
+        )
+        packed = b"".join(struct.pack("II", code, value) for code, value in options)
+        found.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_OPTIONS, packed)
+        # struct tcp_repair_window: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup
+        window = struct.pack(
+            "5I", agreed.receive_next, agreed.window, agreed.window, agreed.window, agreed.receive_next
+        )
+        found.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_WINDOW, window)
+        _set(found, _TCP_REPAIR, _REPAIR_OFF_NO_PROBE)
+    except OSError as error:
+        if found is not None:
+            found.close()
+        raise PunchError(Code.NETWORK, f"forge {local} to {remote}: {_reason(error)}") from None
+    return found
+
+
+def close_silently(connection: socket.socket | trio.socket.SocketType) -> None:
+    """Close without FIN or RST where the kernel lets us (CAP_NET_ADMIN); else as usual."""
+    with contextlib.suppress(OSError):  # not allowed: an ordinary close then
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _REPAIR_ON)
+    connection.close()
+
+
+def is_established(connection: socket.socket) -> bool:
+    """Whether the handshake is complete, and nothing has ended the connection since."""
+    state: int = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return state == _TCP_ESTABLISHED
+
+
+def part(connection: socket.socket) -> int:
+    """Give a connected socket's descriptor away, blocking and without our options; the caller owns it."""
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        connection.setsockopt(socket.SOL_SOCKET, option, 0)
+    connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    connection.setblocking(True)
+    return connection.detach()
+
+
+def _socket(local: Endpoint) -> socket.socket:
+    family = socket.AF_INET6 if local.ip.version == 6 else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    if local.ip.version == 6:
+        found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return found
+
+
+def _set(found: socket.socket, option: int, value: int) -> None:
+    found.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _signed(number: int) -> int:
+    """An unsigned 32-bit value as setsockopt's int takes it."""
+    return number - (1 << 32) if number >= 1 << 31 else number
+
+
+def _reason(error: OSError) -> str:
+    number = error.errno or 0
+    return f"{errno.errorcode.get(number, number)} {os.strerror(number)}"

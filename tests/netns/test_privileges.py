@@ -1,0 +1,235 @@
+"""What is left of root after the daemon has started by hand, in all the ways in which it may be started.
+
+Users are made up: the programs here get their service user from the test, /etc/passwd is not touched.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.netns.daemons import Punchd, open_to_all, punchd, quiet_namespace
+
+pytestmark = pytest.mark.netns
+
+TWO = 1 << 12 | 1 << 13  # CAP_NET_ADMIN and CAP_NET_RAW
+UID, GID = 54321, 54322
+
+WITH_USER = f"""
+import pwd, sys
+from punchd.cli import punchd
+pwd.getpwnam = lambda name: pwd.struct_passwd((name, "x", {UID}, {GID}, "", "/", "/bin/false"))
+sys.exit(punchd.main(sys.argv[1:]))
+"""
+DROP = """
+import ctypes, os, subprocess, sys
+from punchd.errors import KernelError
+from punchd.kernel import privileges
+print("can_drop", privileges.can_drop())
+try:
+    privileges.drop(None)
+except KernelError as error:
+    print("failed", error)
+    sys.exit()
+print("dumpable", ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+print("held", privileges.held())
+print(open("/proc/self/status").read())
+"""
+
+
+def capabilities(status: dict[str, str]) -> dict[str, int]:
+    return {name: int(value, 16) for name, value in status.items() if name.startswith("Cap")}
+
+
+def dropped(*setpriv: str) -> dict[str, str]:
+    """What `drop` leaves of a process that was started so: /proc/self/status, and what it said."""
+    words = ["setpriv", *setpriv, "--", sys.executable, "-c", DROP] if setpriv else [sys.executable, "-c", DROP]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    found = {}
+    for line in done.stdout.splitlines():
+        name, _, value = line.replace(" ", ":", 1).partition(":") if ":" not in line else line.partition(":")
+        found[name.strip()] = value.strip().lstrip(":").strip()
+    return found
+
+
+def threads(daemon: Punchd) -> list[dict[str, str]]:
+    """/proc/PID/status of each of its threads: capabilities belong to threads."""
+    found = []
+    for thread in Path(f"/proc/{daemon.pid}/task").iterdir():
+        lines = (thread / "status").read_text().splitlines()
+        found.append({name: value.strip() for name, _, value in (line.partition(":") for line in lines)})
+    return found
+
+
+# --- by hand --------------------------------------------------------------------------------------------------------
+
+
+def test_by_hand_without_a_service_user_it_stays_root_with_two_capabilities_and_says_so(tmp_path: Path) -> None:
+    with punchd(tmp_path) as daemon:
+        daemon.ready()
+        for status in threads(daemon):
+            wanted = {"CapInh": 0, "CapPrm": TWO, "CapEff": TWO, "CapBnd": TWO, "CapAmb": 0}
+            assert capabilities(status) == wanted
+            assert status["NoNewPrivs"] == "1"
+            assert status["Uid"].split() == ["0"] * 4
+        assert "no user _punchd: staying uid 0, with CAP_NET_RAW and CAP_NET_ADMIN only" in daemon.output
+
+
+def test_by_hand_with_a_service_user_it_becomes_that_user_for_good(tmp_path: Path) -> None:
+    open_to_all(tmp_path)
+    with punchd(tmp_path, "--group", "54399", command=[sys.executable, "-c", WITH_USER]) as daemon:
+        daemon.ready()
+        for status in threads(daemon):
+            assert capabilities(status) == {"CapInh": 0, "CapPrm": TWO, "CapEff": TWO, "CapBnd": TWO, "CapAmb": 0}
+            assert status["NoNewPrivs"] == "1"
+            assert status["Uid"].split() == [str(UID)] * 4
+            assert status["Gid"].split() == [str(GID)] * 4
+            assert status["Groups"] == ""
+        assert Path(f"/proc/{daemon.pid}/fd").stat().st_uid == 0, "not dumpable: /proc/PID is root's"
+        found = daemon.path.lstat()
+        assert (found.st_uid, found.st_gid) == (UID, 54399)
+        daemon.process.terminate()
+        assert daemon.wait() == 0
+        assert not daemon.path.exists(), "the service user could remove it from a sticky directory"
+
+
+def test_an_attempt_works_with_what_is_left(tmp_path: Path) -> None:
+    """Binding a port, asking the routing table and sending need none of what was dropped."""
+    with (
+        quiet_namespace() as start,
+        punchd(tmp_path, starter=start, command=[sys.executable, "-c", WITH_USER]) as daemon,
+        ExitStack() as stack,
+    ):
+        talk = stack.enter_context(daemon.ready().talk())
+        talk.send("initiate|a|udp|203.0.113.7|40000|public=198.51.100.2")
+        talk.until("progress|a|1|udp|relay|")
+
+
+def test_a_socket_left_by_the_service_user_is_replaced_by_the_next_start(tmp_path: Path) -> None:
+    open_to_all(tmp_path)
+    command = [sys.executable, "-c", WITH_USER]
+    with punchd(tmp_path, command=command) as daemon:
+        daemon.ready()
+        daemon.process.kill()
+        daemon.wait()
+        assert daemon.path.lstat().st_uid == UID
+    with punchd(tmp_path, command=command) as daemon:
+        daemon.ready()
+
+
+def test_a_user_that_cannot_be_become_is_one_line_and_78(tmp_path: Path) -> None:
+    prefix = ["setpriv", "--bounding-set=-setuid", "--"]
+    with punchd(tmp_path, prefix=prefix, command=[sys.executable, "-c", WITH_USER]) as daemon:
+        assert daemon.wait() == 78
+        assert daemon.output.splitlines()[-1] == "punchd: become _punchd: Operation not permitted"
+        assert not daemon.path.exists()
+
+
+# --- with less ------------------------------------------------------------------------------------------------------
+
+
+def test_without_any_capability_it_starts_and_offers_what_needs_none(tmp_path: Path) -> None:
+    with punchd(tmp_path, prefix=["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"]) as daemon:
+        with daemon.ready().talk() as talk:
+            talk.send("hello|1")
+            assert talk.line().startswith("ok|-|hello|1|udp|")
+        assert capabilities(dict(daemon.status()))["CapEff"] == 0
+
+
+def test_as_an_ordinary_user_it_starts_and_offers_what_needs_none(tmp_path: Path) -> None:
+    directory = tmp_path / "own"
+    directory.mkdir()
+    os.chown(directory, UID, GID)
+    open_to_all(tmp_path)
+    prefix = ["setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups", "--"]
+    with punchd(directory, prefix=prefix) as daemon:
+        with daemon.ready().talk() as talk:
+            talk.send("hello|1")
+            assert talk.line().startswith("ok|-|hello|1|udp|")
+        assert daemon.path.lstat().st_uid == UID
+
+
+def test_a_technique_that_needs_more_is_left_out_and_the_capability_is_named(tmp_path: Path) -> None:
+    environment = installed(tmp_path, "CAPABILITY.NET_RAW | CAPABILITY.NET_ADMIN")
+    options = ("--techniques", "greedy,udp")
+    with punchd(tmp_path, *options, env=environment) as daemon, daemon.ready().talk() as talk:
+        talk.send("hello|1")
+        assert talk.line().split("|")[4] == "greedy,udp", "as root it has what it needs"
+    prefix = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-all", "--"]
+    with punchd(tmp_path, *options, env=environment, prefix=prefix) as daemon:
+        with daemon.ready().talk() as talk:
+            talk.send("hello|1", "initiate|a|greedy|203.0.113.7|40000")
+            assert talk.line().split("|")[4] == "udp"
+            assert talk.line() == "error|a|no-privilege|no technique can be used: greedy needs CAP_NET_RAW"
+        assert "technique greedy cannot be used: it needs CAP_NET_RAW" in daemon.output
+
+
+def test_when_no_technique_can_be_used_it_says_why_and_does_not_start(tmp_path: Path) -> None:
+    environment = installed(tmp_path, "CAPABILITY.NET_ADMIN")
+    prefix = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"]
+    with punchd(tmp_path, "--techniques", "greedy", env=environment, prefix=prefix) as daemon:
+        assert daemon.wait() == 78
+        assert "technique greedy cannot be used: it needs CAP_NET_ADMIN" in daemon.output
+        assert daemon.output.splitlines()[-1] == "punchd: techniques: none can be used without more privileges"
+        assert not daemon.path.exists()
+
+
+def installed(directory: Path, needs: str) -> dict[str, str]:
+    """The environment of a program for which a technique `greedy` is installed."""
+    package = directory / "greedy-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: greedy\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[punchd.techniques]\ngreedy = greedy:Greedy\n")
+    (directory / "greedy.py").write_text(
+        "from punchd.technique import Capability as CAPABILITY\n"
+        "class Greedy:\n"
+        "    name, number, protocol = 'greedy', 200, 'tcp'\n"
+        f"    needs = {needs}\n"
+        "    def plan(self, facts): return facts\n"
+        "    async def initiate(self, plan, kit): raise NotImplementedError\n"
+        "    async def respond(self, plan, offer, kit): raise NotImplementedError\n"
+    )
+    return {**os.environ, "PYTHONPATH": str(directory)}
+
+
+# --- the stages -----------------------------------------------------------------------------------------------------
+
+
+def test_what_drop_leaves_is_not_dumpable_and_cannot_be_extended() -> None:
+    found = dropped()
+    assert found["can_drop"] == "True"
+    assert found["dumpable"] == "0"
+    assert found["held"] == "Capability.NET_RAW|NET_ADMIN"
+    assert capabilities(found) == {"CapInh": 0, "CapPrm": TWO, "CapEff": TWO, "CapBnd": TWO, "CapAmb": 0}
+    assert found["NoNewPrivs"] == "1"
+
+
+def test_a_root_that_lacks_the_right_to_drop_from_the_bounding_set_goes_as_far_down_as_it_can() -> None:
+    """As in a container without CAP_SETPCAP; no_new_privs then keeps the rest away."""
+    found = dropped("--bounding-set=-setpcap")
+    assert "failed" not in found
+    assert {name: capabilities(found)[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {
+        "CapInh": 0,
+        "CapPrm": TWO,
+        "CapEff": TWO,
+        "CapAmb": 0,
+    }
+    assert found["NoNewPrivs"] == "1"
+
+
+@pytest.mark.parametrize(("without", "left"), [("net_raw", 1 << 12), ("net_admin", 1 << 13)])
+def test_a_capability_that_was_not_there_is_not_asked_for(without: str, left: int) -> None:
+    found = dropped(f"--bounding-set=-{without}")
+    assert "failed" not in found
+    assert capabilities(found) == {"CapInh": 0, "CapPrm": left, "CapEff": left, "CapBnd": left, "CapAmb": 0}
+
+
+def test_with_nothing_to_drop_nothing_is_dropped() -> None:
+    assert dropped("--bounding-set=-all", "--inh-caps=-all")["can_drop"] == "False"
+    keep = "-all,+net_raw,+net_admin"
+    assert dropped(f"--bounding-set={keep}", "--inh-caps=-all")["can_drop"] == "False"
