@@ -20,7 +20,7 @@ from typing import IO
 
 import trio
 
-from tests.natlab import KINDS, Laboratory, LaboratoryError, Link, Site, kind
+from tests.natlab import Laboratory, LaboratoryError, Link, Site, kind
 from tests.pair import RunningDaemon, daemons, stun_arguments
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
@@ -72,16 +72,15 @@ async def run(
                         async with trio.open_nursery() as nursery:
                             for i in range(len(names)):
                                 j = (i + shift) % len(names)
-                                nursery.start_soon(
-                                    _cell, cells, (names[i], names[j]), left[i], right[j], late, technique
-                                )
+                                planned = Cell(names[i], names[j], late, connected=False, explanation="")
+                                nursery.start_soon(_cell, cells, planned, left[i], right[j], technique)
     return cells
 
 
-async def _cell(cells: list[Cell], pair: tuple[str, str], a: Daemon, b: Daemon, late_s: float, technique: str) -> None:
-    outcome = await attempt(a, b, late_s=late_s, timeout_ms=TIMEOUT_MS, techniques=technique)
+async def _cell(cells: list[Cell], planned: Cell, a: Daemon, b: Daemon, technique: str) -> None:
+    outcome = await attempt(a, b, late_s=planned.late_s, timeout_ms=TIMEOUT_MS, techniques=technique)
     usable = outcome.connected and await exchange(outcome) == (1, 1)
-    cells.append(Cell(*pair, late_s, usable, outcome.explain()))
+    cells.append(replace(planned, connected=usable, explanation=outcome.explain()))
     outcome.close()
 
 

@@ -214,6 +214,8 @@ class Attempt:
                 await before.wait()
             await self._run_technique(self._techniques[action.technique], action.offer, kit, scope)
         finally:
+            if kit.hole is not None:  # nobody wanted it, or it was lost on the way out of a cancelled technique
+                os.close(kit.hole.fd)
             quiet.set()
 
     async def _run_technique(
@@ -223,7 +225,7 @@ class Attempt:
         hole: Hole | None = None
         with scope:
             try:
-                hole = await self._halves(technique, offer, kit)
+                hole = kit.keep(await self._halves(technique, offer, kit))
                 outcome = moves.Holed(hole.local, hole.remote)
             except BaseExceptionGroup as group:
                 outcome = self._blame(technique, group)
@@ -231,13 +233,10 @@ class Attempt:
                     raise
             except Exception as error:  # noqa: BLE001 (foreign code; logged by _blame)
                 outcome = self._blame(technique, error)
-        hole = hole or kit.hole  # made, and lost on the way out of a cancelled technique
         if outcome is None or self._running is not scope:
-            if hole is not None:
-                os.close(hole.fd)
             return
         self._running = None
-        self._hole = hole
+        self._hole, kit.hole = hole or kit.hole, None
         self.feed(outcome)
         self._drop_hole()
 

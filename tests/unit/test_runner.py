@@ -217,9 +217,8 @@ async def test_a_hole_that_comes_before_anything_was_told_is_closed(autojump_clo
 async def test_a_hole_that_a_cancelled_technique_loses_on_its_way_out_is_closed(autojump_clock: MockClock) -> None:
     async def loses_it(kit: Kit) -> Hole:
         kit.tell_peer(card())
-        hole = cast(RoundKit, kit).keep(open_hole())  # as `hand_over` does
-        await trio.sleep_forever()
-        return hole
+        cast(RoundKit, kit).keep(open_hole())  # as `hand_over` does
+        return await trio.sleep_forever()
 
     before = open_descriptors()
     play = stage(loses_it)

@@ -27,8 +27,8 @@ Most techniques need none of this, since a SYN that was sent raw with another se
 | after SIGKILL | nothing stays, 30 of 30 | rules stay until the next start |
 
 Why scopes are asynchronous: both kinds of change are quick, but either can be held up by what else is on the host
-(see the table; and iptables' lock, which a long `iptables-restore` holds for seconds). So the system call is made in a worker
-thread and the wait for the lock is trio's, and can be cancelled. Undoing is shielded and bounded: exemptions.py.
+(see the table; and a long `iptables-restore` holds iptables' lock for seconds). So the system call is made in a
+worker thread, and the wait for the lock is trio's and can be cancelled. Undoing is shielded and bounded: exemptions.py.
 
 Two daemons in one network namespace do not disturb each other: exemptions only ever add up. nft tables are named
 after their process, iptables' rules carry its tag. (One table name for all would have made the owner flag a lock

@@ -16,8 +16,8 @@ What python-iptables leaves to us:
 - its types: it has none, so it is kept in this file, behind `_Tables`;
 - the network namespace: that of the thread at each change. The daemon has only one.
 
-The sweep looks for tags in the bytes of the rules: 46 ms for 10,000 of them, of which python-iptables would make objects
-first. Whether a rule is there is asked by deleting it from the copy, which libiptc does in C.
+The sweep looks for tags in the bytes of the rules, 46 ms for 10,000 of them, and makes no object of each. Whether a
+rule is there is asked by deleting it from the copy, which libiptc does in C.
 
 Source: python-iptables 1.2.0; libiptc; linux/netfilter_ipv4/ip_tables.h.
 """
@@ -42,7 +42,7 @@ from punchd.kernel.firewall.owner import Owner, is_dead, this_process
 
 LIMIT = 256  # rules of ours; the kernel walks them for each packet, and nobody needs more ports at a time
 START_PATIENCE_S = 5.0  # for the lock, before the leftovers are removed
-_TRIES = 5  # in a row against a writer who ignores the lock, 1-10 ms each; then again after RETRY_S, as if it were held
+_TRIES = 5  # in a row against a writer who ignores the lock, 1-10 ms each; then as if the lock were held
 _CHAIN = "INPUT"
 _AGAIN = os.strerror(errno.EAGAIN)  # python-iptables hands errors on as text only
 
