@@ -267,8 +267,8 @@ class TcpPort(Protocol):
     async def sight(self) -> Sighted | Complaint | Outlook:
         """What the sniffer saw next; or, once, what STUN had to say."""
 
-    def listen(self) -> None:
-        """Take connections of the peer from now on."""
+    def listen(self, deaf_to: Iterable[int] = ()) -> None:
+        """Take connections of the peer from now on, but not from these of its ports."""
 
     async def accept(self) -> Connection:
         """The peer's next connection, established."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -225,8 +225,8 @@ class RoundTcpPort:
     async def sight(self) -> Sighted | Complaint | Outlook:
         return await self._sightings.receive()
 
-    def listen(self) -> None:
-        self._port.placeholder.open()
+    def listen(self, deaf_to: Iterable[int] = ()) -> None:
+        self._port.placeholder.open(deaf_to)
         self._is_listening = True
 
     async def accept(self) -> Connection:

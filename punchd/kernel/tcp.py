@@ -3,8 +3,9 @@
 Theory of operation.
 
 **Placeholder.** A port that nobody listens on answers a stray SYN or SYN-ACK with RST, and that RST destroys the peer's
-attempt (RFC 9293 §3.10.7.1). A listener whose socket filter drops everything answers nothing. Taking the filter away
-makes it an ordinary listener on the very same port, without a moment in between.
+attempt (RFC 9293 §3.10.7.1). A listener whose socket filter drops everything answers nothing. Another filter makes it
+a listener on the very same port, without a moment in between; it may stay deaf to ports that are connected to, since a
+SYN-ACK of the listener has another sequence number than the SYN that opened the NAT, and spoils the NAT's tracking.
 
 **Chosen ISN.** In TCP_REPAIR mode the sequence number of the send queue of a closed, bound socket can be set; when the
 mode is left, `connect` uses it as the ISN. So a raw SYN and the kernel's own can be made to fit each other. Needs
@@ -30,6 +31,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Iterable
 
 import trio
 
@@ -38,15 +40,24 @@ from punchd.errors import Code, PunchError
 from punchd.technique import Agreed
 
 # asm-generic/socket.h and linux/tcp.h; the socket module has no names for these
-_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+_SO_ATTACH_FILTER = 26
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ, _TCP_REPAIR_OPTIONS, _TCP_REPAIR_WINDOW = 19, 20, 21, 22, 29
 _REPAIR_ON, _REPAIR_OFF, _REPAIR_OFF_NO_PROBE = 1, 0, -1
 _RECV_QUEUE, _SEND_QUEUE = 1, 2
 _BACKLOG = 16
 _TCP_ESTABLISHED = 1  # linux/tcp_states.h
 
-_DROP_ALL = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K, 0
-_DROP_ALL_PROGRAM = struct.pack("HP", 1, ctypes.addressof(_DROP_ALL))
+_DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, 0
+
+
+def _drop_from(ports: Iterable[int]) -> bytes:
+    """`struct sock_filter[]`: drop what comes from these ports, pass the rest. A TCP filter sees the TCP header."""
+    unwanted = list(ports)
+    load_source_port, jump_equal, give_back = 0x28, 0x15, 0x06  # BPF_LD | BPF_H | BPF_ABS, BPF_JMP | BPF_JEQ, BPF_RET
+    steps = [(load_source_port, 0, 0, 0)]
+    steps += [(jump_equal, len(unwanted) - index, 0, port) for index, port in enumerate(unwanted)]
+    steps += [(give_back, 0, 0, 0xFFFFFFFF), (give_back, 0, 0, 0)]
+    return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 
 def reserve(local: Endpoint) -> Placeholder:
@@ -81,14 +92,17 @@ class Placeholder:
 
     def deafen(self) -> None:
         """Hear nothing and answer nothing from now on."""
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _DROP_ALL_PROGRAM)
-        self._is_deaf = True
+        self._filter(_DROP_ALL)
 
-    def open(self) -> None:
-        """Listen from now on."""
-        if self._is_deaf:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-            self._is_deaf = False
+    def open(self, deaf_to: Iterable[int] = ()) -> None:
+        """Listen from now on, but stay deaf to segments from these ports."""
+        self._filter(_drop_from(deaf_to))
+
+    def _filter(self, program: bytes) -> None:
+        """Replace the socket's filter at once: there is no moment without one."""
+        held = ctypes.create_string_buffer(program)
+        attached = struct.pack("HP", len(program) // 8, ctypes.addressof(held))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, attached)
 
     async def accept(self) -> tuple[socket.socket, Endpoint]:
         """The next connection, owned by the caller, and where it comes from."""

@@ -20,7 +20,10 @@ So here both sides do the same (simultaneous open, RFC 9293 §3.5):
   provokes is about a number outside of the window, so the kernel ignores it; with the same number it would end
   connect() with EHOSTUNREACH, and a firewall rule would be needed. Conntrack tolerates the gap of one.
 - The port is held by a deaf listener meanwhile: a port that nobody listens on answers the peer's early SYN with RST.
-- When a side connects, its listener is opened as well: a NAT that lets a plain SYN in then needs no simultaneous open.
+- When a side connects, its listener is opened as well: a NAT that lets any SYN in then needs no simultaneous open, and
+  a peer whose port nobody could predict gets through. It stays deaf to the ports that are connected to: its SYN-ACK
+  would have another sequence number than the SYN that opened the NAT, and a tracking NAT drops all that follows (both
+  sides were ESTABLISHED then and no byte got through, in one attempt of a hundred).
 - RST and ICMP errors that come back from a NAT are no verdict: the SYN is sent again.
 - The kernel repeats a lost SYN after a second; copies are sent sooner.
 
@@ -162,10 +165,10 @@ class _Punch:
             sent += 1
             self.aim.judge_by_time()
             self._open_all()
-        self._port.listen()
         self._nursery.start_soon(self._accept)
         started: set[int] = set()
         while True:
+            self._port.listen(deaf_to=self.aim.opened)
             for port in list(self.aim.targets):
                 if port not in started:
                     started.add(port)
@@ -243,7 +246,6 @@ class _Punch:
             self._heard = True
             self._kit.emit(Heard(Endpoint(self._plan.peer, port), "SYN-ACK" if flags & Flags.ACK else "SYN"))
         self._note(port, "SYN-ACK" if flags & Flags.ACK else "SYN")
-        self.aim.add(port)
         self.aim.go_full("the peer was heard")
 
     def _note(self, port: int, what: str) -> None:

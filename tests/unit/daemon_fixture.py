@@ -47,6 +47,8 @@ PEER = "203.0.113.7"
 LOCAL = Endpoint(IPv4Address("192.0.2.1"), 40001)
 CARD = Card(IPv4Address(PEER), PortSet((40000,)), body=b"")
 
+BUG = IPv4Address("203.0.113.99")  # a target that makes a launch fail as only a bug can
+
 Script = Callable[["Scripted", Kit], Awaitable[Hole]]
 
 
@@ -166,6 +168,8 @@ class MadeUpRoutes(Routes):
     def to(self, ip: IPAddress) -> Route:
         if ip == LOCAL.ip:
             raise DeniedError(Code.BAD_ADDRESS, f"{ip} is an address of this host")
+        if ip == BUG:
+            raise ZeroDivisionError("a bug of ours")
         if ip.version == 6 or ip in IPv4Network("198.51.100.0/24"):
             raise KernelError(f"no route to {ip}: ENETUNREACH Network is unreachable")
         return Route(IPv4Address("127.0.0.1"), 1)

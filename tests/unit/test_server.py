@@ -258,6 +258,26 @@ async def test_a_request_that_cannot_be_carried_out_says_why_and_costs_no_slot(
     assert descriptors() <= before
 
 
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("initiate|a|wins|203.0.113.99|40000", "internal"),
+        ("initiate|a|wins|203.0.113.7|40000|stun=a..b:3478", None),
+        (f"initiate|a|wins|203.0.113.7|40000|stun={'x' * 58}:3478", None),
+    ],
+)
+async def test_a_request_that_meets_a_bug_ends_neither_its_connection_nor_anothers_attempt(
+    tmp_path: Path, line: str, code: str | None
+) -> None:
+    async with server(tmp_path) as running:
+        with await running.connect() as application:
+            await application.send(initiate("other", "slow"), line)
+            if code is not None:
+                assert (await application.until("error|a|")).startswith(f"error|a|{code}|")
+            running.techniques["slow"].go.set()
+            await application.until("ok|other|")
+
+
 async def test_a_probe_without_a_stun_server_says_how_to_name_one(tmp_path: Path) -> None:
     async with server(tmp_path) as running:
         with await running.connect() as application:
