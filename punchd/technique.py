@@ -327,7 +327,7 @@ class Technique(Protocol[PlanT]):
     """One way to punch. Its attributes:
 
     name: as in the line protocol; number: as in tokens (128-255 for techniques of others); protocol: "tcp" or "udp";
-    needs: capabilities of the daemon's process.
+    needs: capabilities of the daemon's process; is_reversible: its sides differ, and swapping them is worth a round.
     """
 
     @property
@@ -338,6 +338,8 @@ class Technique(Protocol[PlanT]):
     def protocol(self) -> str: ...
     @property
     def needs(self) -> Capability: ...
+    @property
+    def is_reversible(self) -> bool: ...
 
     def plan(self, facts: Facts) -> PlanT | Unsuitable:
         """Pure: what to do with these facts, or why it cannot help."""

@@ -51,6 +51,7 @@ class MyMethod:
     number: ClassVar[int] = tokens.FIRST_PLUGIN_NUMBER
     protocol: ClassVar[str] = "udp"
     needs: ClassVar[Capability] = Capability.NONE
+    is_reversible: ClassVar[bool] = False
 
     def plan(self, facts: Facts) -> Facts:
         return facts

@@ -103,6 +103,7 @@ class Plan:
         peer: the other side's public address; tokens that name another one are refused.
         timeout_s: for the whole attempt.
         techniques: initiator: the rounds, each a name and its token number.
+        reversed_rounds: initiator: numbers of the rounds, from 1 on, in which the technique's two sides are swapped.
         known: responder: token number → name of the techniques that this daemon can run.
         agreed: responder: the names that the application agrees to; None = all.
         first_offer: responder: the token that started the attempt. None makes this side the initiator.
@@ -112,6 +113,7 @@ class Plan:
     peer: IPAddress
     timeout_s: float
     techniques: tuple[tuple[str, int], ...] = ()
+    reversed_rounds: frozenset[int] = frozenset()
     known: Mapping[int, str] = field(default_factory=dict)
     agreed: frozenset[str] | None = None
     first_offer: Token | None = None
@@ -307,7 +309,8 @@ class Machine:
         self._round_limit = now + share_s
         self._round_deadline = now + min(PREPARATION_S, share_s)
         self.state = State.PREPARING
-        return [Trying(self.round, name), StartTechnique(self.round, name, None)]
+        is_reversed = self.round in self.plan.reversed_rounds
+        return [Trying(self.round, name), StartTechnique(self.round, name, None, is_reversed)]
 
     def _offer(self, said: Said, now: float) -> list[Action]:
         self._own_rtt_s = said.card.rtt_ms / 1000
@@ -365,7 +368,8 @@ class Machine:
             return self._decline(Farewell.NOT_AGREED)
         self._round_deadline = now + UNANSWERED_S + RESPONDER_GRACE_S
         self.state = State.STARTING
-        return [Trying(self.round, self.technique), StartTechnique(self.round, self.technique, token.card)]
+        is_reversed = token.card is not None and token.card.reversed_roles
+        return [Trying(self.round, self.technique), StartTechnique(self.round, self.technique, token.card, is_reversed)]
 
     def _decline(self, farewell: Farewell) -> list[Action]:
         failed = self._fail_round(Code.UNSUPPORTED, _FAREWELL_WORDS[farewell].replace("its", "this", 1))

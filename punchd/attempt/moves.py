@@ -74,6 +74,7 @@ class StartTechnique:
     round: int
     technique: str
     offer: Card | None
+    reversed_roles: bool = False
 
 
 @dataclass(frozen=True, slots=True)

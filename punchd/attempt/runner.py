@@ -212,20 +212,20 @@ class Attempt:
         try:
             if before is not None:
                 await before.wait()
-            await self._run_technique(self._techniques[action.technique], action.offer, kit, scope)
+            await self._run_technique(self._techniques[action.technique], action, kit, scope)
         finally:
             if kit.hole is not None:  # nobody wanted it, or it was lost on the way out of a cancelled technique
                 os.close(kit.hole.fd)
             quiet.set()
 
     async def _run_technique(
-        self, technique: Technique[Any], offer: tokens.Card | None, kit: RoundKit, scope: trio.CancelScope
+        self, technique: Technique[Any], action: moves.StartTechnique, kit: RoundKit, scope: trio.CancelScope
     ) -> None:
         outcome: moves.Event | None = None
         hole: Hole | None = None
         with scope:
             try:
-                hole = kit.keep(await self._halves(technique, offer, kit))
+                hole = kit.keep(await self._halves(technique, action, kit))
                 outcome = moves.Holed(hole.local, hole.remote)
             except BaseExceptionGroup as group:
                 outcome = self._blame(technique, group)
@@ -240,7 +240,8 @@ class Attempt:
         self.feed(outcome)
         self._drop_hole()
 
-    async def _halves(self, technique: Technique[Any], offer: tokens.Card | None, kit: RoundKit) -> Hole:
+    async def _halves(self, technique: Technique[Any], action: moves.StartTechnique, kit: RoundKit) -> Hole:
+        offer = action.offer
         peer_ports = offer.ports if offer is not None else self._peer_ports
         if peer_ports is None:
             raise AssertionError("neither an offer nor the application names the peer's ports")
@@ -251,6 +252,7 @@ class Attempt:
             ttl=self._ttl,
             packets_per_port=self._packets_per_port,
             packets=self._packets,
+            reversed_roles=action.reversed_roles,
         )
         plan = technique.plan(facts)
         if isinstance(plan, Unsuitable):

@@ -54,11 +54,13 @@ class Launcher:
             DeniedError, KernelError, PunchError: the request cannot be carried out; the message says why.
         """
         names = self.registry.resolve(request.techniques)
+        rounds = self._rounds(names)
         plan = machine.Plan(
             nonce=os.urandom(NONCE_SIZE),
             peer=request.ip,
             timeout_s=(request.options.timeout_ms or INITIATE_TIMEOUT_MS) / 1000,
-            techniques=tuple((name, self.registry.by_name[name].number) for name in names),
+            techniques=tuple((name, self.registry.by_name[name].number) for name, _ in rounds),
+            reversed_rounds=frozenset(number for number, (_, is_reversed) in enumerate(rounds, 1) if is_reversed),
         )
         self._check_usable(names)
         ports = await self._ports(plan.peer, names, request.options, kept)
@@ -102,6 +104,15 @@ class Launcher:
         port = _udp_port(local, options) if request.protocol is Protocol.UDP else _tcp_port(local, options)
         port.ask(servers)
         return port
+
+    def _rounds(self, names: Sequence[str]) -> list[tuple[str, bool]]:
+        """Each technique once, and those whose two sides differ once more, with the sides swapped."""
+        rounds: list[tuple[str, bool]] = []
+        for name in names:
+            rounds.append((name, False))
+            if self.registry.by_name[name].is_reversible:
+                rounds.append((name, True))
+        return rounds
 
     def _check_usable(self, names: Sequence[str]) -> None:
         if any(name in self.registry.usable for name in names):

@@ -28,6 +28,7 @@ class Unavailable:
     text: str
     protocol: ClassVar[str] = "-"
     needs: ClassVar[Capability] = Capability.NONE
+    is_reversible: ClassVar[bool] = False
 
     def plan(self, facts: Facts) -> Unsuitable:
         return Unsuitable(self.reason, self.text)

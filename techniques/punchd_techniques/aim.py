@@ -113,11 +113,11 @@ class Aim:
             self.targets.insert(0, port)
             self.opened.add(port)
 
-    def tell(self) -> None:
-        """A card for the peer, unless it would say what the last one said."""
+    def tell(self, *, again: bool = False) -> None:
+        """A card for the peer, unless it would say what the last one said; `again` if that is news by itself."""
         outlook = self._port.outlook
         news = (self.own_ports(), openable(port for port in self.targets if port in self.opened))
-        if news == self._told or self._cards_told > MAX_COUNTER:
+        if (news == self._told and not again) or self._cards_told > MAX_COUNTER:
             return
         self._told = news
         self._cards_told += 1

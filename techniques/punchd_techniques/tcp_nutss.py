@@ -81,6 +81,7 @@ class TcpNutss:
     number: ClassVar[int] = 2
     protocol: ClassVar[str] = "tcp"
     needs: ClassVar[Capability] = Capability.NET_RAW | Capability.NET_ADMIN
+    is_reversible: ClassVar[bool] = False
 
     def plan(self, facts: Facts) -> NutssPlan | Unsuitable:
         return NutssPlan(facts.role, facts.peer, facts.peer_ports, facts.ttl)

@@ -73,6 +73,7 @@ class TcpRepair:
     number: ClassVar[int] = 4
     protocol: ClassVar[str] = "tcp"
     needs: ClassVar[Capability] = Capability.NET_RAW | Capability.NET_ADMIN
+    is_reversible: ClassVar[bool] = False
 
     def plan(self, facts: Facts) -> RepairPlan | Unsuitable:
         return RepairPlan(facts.role, facts.peer, facts.peer_ports, facts.ttl)

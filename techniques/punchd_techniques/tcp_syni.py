@@ -72,6 +72,7 @@ class TcpSyni:
     number: ClassVar[int] = 1
     protocol: ClassVar[str] = "tcp"
     needs: ClassVar[Capability] = Capability.NET_RAW | Capability.NET_ADMIN
+    is_reversible: ClassVar[bool] = True
 
     def plan(self, facts: Facts) -> SyniPlan | Unsuitable:
         sends = (facts.role is Role.INITIATOR) != facts.reversed_roles
@@ -306,7 +307,7 @@ class _Injector(_Side):
         if sighted.port not in self._answered:
             self._answered[sighted.port] = segment.seq
             self._open(sighted.port)
-            self.aim.tell()
+            self.aim.tell(again=True)  # we are armed
             self._nursery.start_soon(self._repeat, sighted.port)
 
     def _open(self, port: int) -> None:

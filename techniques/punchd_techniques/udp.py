@@ -91,6 +91,7 @@ class Udp:
     number: ClassVar[int] = 3
     protocol: ClassVar[str] = "udp"
     needs: ClassVar[Capability] = Capability.NONE
+    is_reversible: ClassVar[bool] = False
 
     def plan(self, facts: Facts) -> UdpPlan | Unsuitable:
         packets = facts.packets - len(DONE_S)

@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from tests.bench import crowded, line_speed, udp_time
+from tests.bench import crowded, line_speed, punch_time
 
 BENCHES: dict[str, Callable[[], Awaitable[None]]] = {
     "lines": line_speed.main,
-    "udp-time": udp_time.main,
+    "udp-time": punch_time.main,
+    "tcp-time": punch_time.tcp,
     "crowd": crowded.main,
 }
 

@@ -190,6 +190,7 @@ def installed(directory: Path, needs: str) -> dict[str, str]:
         "class Greedy:\n"
         "    name, number, protocol = 'greedy', 200, 'tcp'\n"
         f"    needs = {needs}\n"
+        "    is_reversible = False\n"
         "    def plan(self, facts): return facts\n"
         "    async def initiate(self, plan, kit): raise NotImplementedError\n"
         "    async def respond(self, plan, offer, kit): raise NotImplementedError\n"

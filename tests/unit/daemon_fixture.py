@@ -61,6 +61,7 @@ class Scripted:
     script: Script
     protocol: str = "tcp"
     needs: Capability = Capability.NONE
+    is_reversible: bool = False
     go: trio.Event = field(default_factory=trio.Event)
     far_ends: list[socket.socket] = field(default_factory=list)
     started: int = 0

@@ -18,6 +18,7 @@ class Fake:
     """A technique that has a name and needs."""
 
     protocol = "udp"
+    is_reversible = False
 
     def __init__(self, name: str, number: int | None = None, needs: Capability = Capability.NONE) -> None:
         self.name = name

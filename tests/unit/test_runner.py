@@ -44,6 +44,7 @@ class Scripted:
     number: ClassVar[int] = 3
     protocol: ClassVar[str] = "udp"
     needs: ClassVar[Capability] = Capability.NONE
+    is_reversible: ClassVar[bool] = False
     unsuitable: Unsuitable | None = None
     facts: list[Facts] = field(default_factory=list)
     started_s: list[float] = field(default_factory=list)

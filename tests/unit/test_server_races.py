@@ -175,7 +175,7 @@ async def test_the_first_token_of_an_id_must_be_an_offer(tmp_path: Path) -> None
                 assert (await application.line()).startswith("error|r|bad-token|")
 
 
-# --- rule 3: test_server.py ----------------------------------------------------------------------------------------
+# --- rule 3: test_server_ending.py, too ---------------------------------------------------------------------------
 
 
 async def test_rule_3_cancel_and_ok_in_the_same_moment_give_one_verdict(tmp_path: Path) -> None:
