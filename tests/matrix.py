@@ -22,7 +22,7 @@ from tests.natlab import KINDS, MATRIX, Laboratory, Side, Site
 from tests.pair import attempt, daemons, exchange, stun_arguments
 
 LATENESS_S = (0.0, 0.15, 0.3)
-TIMEOUT_MS = 8000
+TIMEOUT_MS = 12_000
 RANDOM = "symmetric-random"
 # A NAT that filters at most by address: the one kind of peer that a host with an unknowable port can reach.
 LETS_ANY_PORT_IN = ("full-cone", "adf")
@@ -41,7 +41,7 @@ class Cell:
 
 
 def obstacle(a: str, b: str) -> str | None:
-    """Why `udp` cannot connect two kinds; None where it must."""
+    """Why neither UDP nor TCP can connect two kinds; None where they must."""
     if RANDOM not in (a, b):
         return None
     other = b if a == RANDOM else a

@@ -28,6 +28,7 @@ from punchd.wire import icmp, ip, tcp
 from punchd.wire.tcp import Flags, Options, Segment
 
 SIGHTINGS = 256  # that a technique has not asked for yet; more are dropped, it would not know the newest any more
+CONNECTIONS = 64  # of one round that are open at once: each of 16 ports that a card can name, and retries
 TTL = 64  # of raw segments that are to arrive; RFC 1700
 WINDOW = 64_240  # bytes, what Linux offers in a SYN over Ethernet
 # What a Linux SYN says over Ethernet, without timestamps: those cannot be made up for a stack that has its own clock.
@@ -171,6 +172,7 @@ class RoundTcpPort:
         self._connections: list[RoundConnection] = []
         self._last_out: dict[int, Segment] = {}
         self._is_listening = False
+        self._is_closed = False
         self._learned = trio.Event()
         self._sightings_in, self._sightings = trio.open_memory_channel[Sighted | Complaint | Outlook](SIGHTINGS)
 
@@ -190,6 +192,8 @@ class RoundTcpPort:
         self._bring(self.outlook)
 
     def close(self) -> None:
+        """A technique that kept this object can do nothing more with it."""
+        self._is_closed = True
         for connection in self._connections:
             connection.drop()
         if self._is_listening:
@@ -217,6 +221,7 @@ class RoundTcpPort:
         self._send(Segment(self.local.port, port, seq, ack, flags, WINDOW, options), ttl or TTL)
 
     def inject(self, flags: Flags, port: int, *, seq: int, ack: int = 0, options: Options) -> None:
+        self._check_open()
         if not self._is_listening and not any(own.port == port for own in self._connections):
             raise PunchError(Code.REFUSED, f"nothing here waits for port {port} of the peer")
         forged = Segment(port, self.local.port, seq, ack, flags, WINDOW, options)
@@ -226,6 +231,7 @@ class RoundTcpPort:
         return await self._sightings.receive()
 
     def listen(self, deaf_to: Iterable[int] = ()) -> None:
+        self._check_open()
         self._port.placeholder.open(deaf_to)
         self._is_listening = True
 
@@ -239,6 +245,7 @@ class RoundTcpPort:
             connection.drop()
 
     def connect(self, port: int, isn: int) -> Connection:
+        self._check_room()
         made = RoundConnection(sockets.begin_connect(self.local, Endpoint(self._peer, port), isn), port)
         self._connections.append(made)
         return made
@@ -249,6 +256,7 @@ class RoundTcpPort:
             self._send(last, TTL)
 
     def forge(self, port: int, agreed: Agreed) -> Connection:
+        self._check_room()
         made = RoundConnection(sockets.forge(self.local, Endpoint(self._peer, port), agreed), port)
         self._connections.append(made)
         return made
@@ -261,7 +269,21 @@ class RoundTcpPort:
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise PunchError(Code.REFUSED, "the round is over")
+
+    def _check_room(self) -> None:
+        """A connection counts as a packet of the round, though the kernel may repeat its SYN."""
+        self._check_open()
+        if self._packets_left <= 0:
+            raise PunchError(Code.REFUSED, "the round has sent all the packets that it may")
+        if sum(own.socket.fileno() >= 0 for own in self._connections) >= CONNECTIONS:
+            raise PunchError(Code.REFUSED, f"{CONNECTIONS} connections of one round are open")
+        self._packets_left -= 1
+
     def _send(self, segment: Segment, ttl: int) -> None:
+        self._check_open()
         if self._packets_left > 0:
             self._packets_left -= 1
             self._raw.send(_packet(segment, self.local.ip, self._peer, ttl), self._peer)

@@ -40,7 +40,7 @@ from punchd.errors import Code, PunchError
 from punchd.technique import Agreed
 
 # asm-generic/socket.h and linux/tcp.h; the socket module has no names for these
-_SO_ATTACH_FILTER = 26
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ, _TCP_REPAIR_OPTIONS, _TCP_REPAIR_WINDOW = 19, 20, 21, 22, 29
 _REPAIR_ON, _REPAIR_OFF, _REPAIR_OFF_NO_PROBE = 1, 0, -1
 _RECV_QUEUE, _SEND_QUEUE = 1, 2
@@ -113,6 +113,8 @@ class Placeholder:
             except OSError:
                 continue  # gone again before we looked
             accepted.setblocking(False)
+            with contextlib.suppress(OSError):
+                accepted.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)  # it inherits the listener's
             return accepted, Endpoint.from_sockaddr(source)
 
     def close(self) -> None:
@@ -133,7 +135,9 @@ def shared(local: Endpoint) -> socket.socket:
 
 
 def begin_connect(local: Endpoint, remote: Endpoint, isn: int | None = None) -> socket.socket:
-    """Send a SYN, with this initial sequence number (0 to 2^32 - 1) if one is given; the caller owns the socket.
+    """Send a SYN, with this initial sequence number (1 to 2^32 - 1) if one is given; the caller owns the socket.
+
+    The kernel takes 0 for none, and chooses.
 
     Raises:
         PunchError: network, when the kernel refuses at once.
@@ -148,7 +152,7 @@ def begin_connect(local: Endpoint, remote: Endpoint, isn: int | None = None) -> 
             _set(found, _TCP_REPAIR, _REPAIR_OFF)
         with contextlib.suppress(BlockingIOError):
             found.connect(remote.sockaddr)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # OverflowError: the socket module about a port beyond 65535
         if found is not None:
             found.close()
         raise PunchError(Code.NETWORK, f"connect {local} to {remote}: {_reason(error)}") from None
@@ -188,7 +192,7 @@ def forge(local: Endpoint, remote: Endpoint, agreed: Agreed) -> socket.socket:
         )
         found.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_WINDOW, window)
         _set(found, _TCP_REPAIR, _REPAIR_OFF_NO_PROBE)
-    except OSError as error:
+    except (OSError, OverflowError, struct.error) as error:  # the latter two: numbers that are none
         if found is not None:
             found.close()
         raise PunchError(Code.NETWORK, f"forge {local} to {remote}: {_reason(error)}") from None
@@ -231,9 +235,12 @@ def _set(found: socket.socket, option: int, value: int) -> None:
 
 def _signed(number: int) -> int:
     """An unsigned 32-bit value as setsockopt's int takes it."""
+    number &= 0xFFFFFFFF
     return number - (1 << 32) if number >= 1 << 31 else number
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
     number = error.errno or 0
     return f"{errno.errorcode.get(number, number)} {os.strerror(number)}"

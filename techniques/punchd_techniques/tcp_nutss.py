@@ -32,46 +32,19 @@ What this cannot do: two NATs that both drop every inbound SYN (see `tcp-syni`, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import trio
 
-from punchd.endpoint import Endpoint, IPAddress, PortSet
-from punchd.errors import PunchError
-from punchd.events import Explained, Heard
-from punchd.technique import (
-    Capability,
-    Complaint,
-    Connection,
-    Facts,
-    Hole,
-    Kit,
-    Role,
-    Sighted,
-    TcpPort,
-    Unsuitable,
-)
+from punchd.technique import Capability, Facts, Hole, Kit, Sighted, TcpPort
 from punchd.wire.tcp import Flags, plus
 from punchd.wire.token import Card
-from punchd_techniques.aim import Aim
+from punchd_techniques.handshake import Handshake
 
 # Copies of a SYN, seconds between them: the kernel's own second is too long where packets get lost.
 REPEAT_S = (0.05, 0.1, 0.2, 0.4, 0.5)
-# A SYN that was answered by RST or ICMP: the NAT on the way was not open yet, or closed again.
-RETRY_S = 0.1
 # Between the first port to try and the next: two pairs that connect at once would leave the sides with different ones.
 STAGGER_RTT, STAGGER_S = 2.5, 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class NutssPlan:
-    """Which ports to aim at, and how low the low TTL is."""
-
-    role: Role
-    peer: IPAddress
-    targets: PortSet
-    ttl: int
 
 
 class TcpNutss:
@@ -83,183 +56,67 @@ class TcpNutss:
     needs: ClassVar[Capability] = Capability.NET_RAW | Capability.NET_ADMIN
     is_reversible: ClassVar[bool] = False
 
-    def plan(self, facts: Facts) -> NutssPlan | Unsuitable:
-        return NutssPlan(facts.role, facts.peer, facts.peer_ports, facts.ttl)
+    def plan(self, facts: Facts) -> Facts:
+        return facts
 
-    async def initiate(self, plan: NutssPlan, kit: Kit) -> Hole:
+    async def initiate(self, plan: Facts, kit: Kit) -> Hole:
         async with kit.tcp() as port:
             await port.learn()
             punch = _Punch(plan, kit, port)
-            punch.aim.open(plan.targets)
-            punch.aim.tell()
+            punch.aim.offer()
             return await punch.run()
 
-    async def respond(self, plan: NutssPlan, offer: Card, kit: Kit) -> Hole:
+    async def respond(self, plan: Facts, offer: Card, kit: Kit) -> Hole:
         async with kit.tcp() as port:
             punch = _Punch(plan, kit, port)
-            punch.aim.take(offer)
-            punch.aim.tell()
+            punch.take(offer)
             return await punch.run()
 
 
-@dataclass(slots=True)
-class _Target:
-    """One port of the peer."""
-
-    isn: int
-    connection: Connection | None = None
-    seen: list[str] = field(default_factory=list)
-
-
-class _Punch:
+class _Punch(Handshake):
     """One side of one round."""
 
-    def __init__(self, plan: NutssPlan, kit: Kit, port: TcpPort) -> None:
-        self._plan = plan
-        self._kit = kit
-        self._port = port
-        self._targets: dict[int, _Target] = {}
-        self._heard = False
-        self._rtt_s = 0.0
-        self._nursery: trio.Nursery
-        self._won: Connection | None = None
-        self.aim = Aim(kit, port, ttl=plan.ttl, body=b"", fire=self._open_all, is_initiator=plan.role is Role.INITIATOR)
+    def __init__(self, plan: Facts, kit: Kit, port: TcpPort) -> None:
+        self._isns: dict[int, int] = {}  # the peer's port -> initial sequence number of the connection to it
+        self._peer_rtt_s = 0.0
+        super().__init__(plan, kit, port, b"")
 
-    async def run(self) -> Hole:
-        self._explain()
-        async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(self._keep_aiming)
-            self._nursery.start_soon(self._hear_cards)
-            self._nursery.start_soon(self._watch)
-        if self._won is None:
-            raise AssertionError("the round ended without a winner")
-        return self._port.hand_over(self._won)
+    def take(self, card: Card) -> None:
+        self._peer_rtt_s = max(self._peer_rtt_s, card.rtt_ms / 1000)
+        super().take(card)
 
-    def _win(self, connection: Connection) -> None:
-        if self._won is None:
-            self._won = connection
-            self._nursery.cancel_scope.cancel()
-
-    # --- opening ---------------------------------------------------------------------------------------------------
-
-    def _open_all(self) -> None:
+    def fire(self) -> None:
         """A raw low-TTL SYN to each port that is not being connected to."""
         for port in self.aim.targets:
-            target = self._target(port)
-            if target.connection is None:
-                self._port.send(Flags.SYN, port, seq=plus(target.isn, -1), ttl=self._plan.ttl)
+            if port not in self.connecting and self.aim.spend(port):
+                self.port.send(Flags.SYN, port, seq=plus(self._isn(port), -1), ttl=self.plan.ttl)
 
-    def _target(self, port: int) -> _Target:
-        if port not in self._targets:
-            self._targets[port] = _Target(int.from_bytes(self._kit.random(4), "big"))
-        return self._targets[port]
+    def see(self, sighted: Sighted) -> None:
+        if not sighted.is_outgoing and not sighted.segment.flags & Flags.RST:
+            self.hear(sighted)
+            self.aim.go_full("the peer was heard")
 
-    async def _keep_aiming(self) -> None:
+    async def act(self) -> None:
         """Low until there is a reason to go up; then connect, port by port."""
-        sent = 0
-        while not self.aim.full_ttl:
-            with trio.move_on_after(REPEAT_S[min(sent, len(REPEAT_S) - 1)]):
-                await self.aim.changed.wait()
-                self.aim.changed = trio.Event()
-                sent = 0
-                continue
-            sent += 1
-            self.aim.judge_by_time()
-            self._open_all()
-        self._nursery.start_soon(self._accept)
-        started: set[int] = set()
-        while True:
-            self._port.listen(deaf_to=self.aim.opened)
-            for port in list(self.aim.targets):
-                if port not in started:
-                    started.add(port)
-                    self._nursery.start_soon(self._connect, port)
-                    await self._stagger()
-                    break
-            else:
-                await self.aim.changed.wait()
-                self.aim.changed = trio.Event()
-
-    async def _stagger(self) -> None:
-        rtt_s = max(self._rtt_s, self._port.outlook.rtt_ms / 1000) + self._port.outlook.rtt_ms / 1000
-        await trio.sleep(STAGGER_RTT * rtt_s + STAGGER_S)
-
-    # --- connecting ------------------------------------------------------------------------------------------------
+        await self.aim.keep_firing(REPEAT_S, ())
+        self.port.listen(deaf_to=self.aim.opened)
+        self.nursery.start_soon(self.accept)
+        await self.connect_each(self._connect, self._stagger_s)
 
     async def _connect(self, port: int) -> None:
-        """Connect until it works: an error only says that a NAT was not ready.
-
-        The kernel refuses at once where the listener has just taken a connection from that very port: that one wins.
-        """
-        target = self._target(port)
-        while True:
-            try:
-                target.connection = self._port.connect(port, target.isn)
-            except PunchError as error:
-                self._note(port, str(error))
-                await trio.sleep(RETRY_S)
-                continue
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._repeat, port)
-                number = await target.connection.result()
-                nursery.cancel_scope.cancel()
-            if number == 0:
-                self._win(target.connection)
-                return
-            target.connection.drop()
-            await trio.sleep(RETRY_S)
+        self.port.listen(deaf_to=self.aim.opened)
+        await self.connect(port, self._isn(port), self._repeat)
 
     async def _repeat(self, port: int) -> None:
         for pause_s in REPEAT_S:
             await trio.sleep(pause_s)
-            self._port.repeat(port)
+            self.port.repeat(port)
 
-    async def _accept(self) -> None:
-        self._win(await self._port.accept())
+    def _stagger_s(self) -> float:
+        own_rtt_s = self.port.outlook.rtt_ms / 1000
+        return STAGGER_RTT * (max(self._peer_rtt_s, own_rtt_s) + own_rtt_s) + STAGGER_S
 
-    # --- what comes in ---------------------------------------------------------------------------------------------
-
-    async def _hear_cards(self) -> None:
-        while True:
-            card = await self._kit.hear_peer()
-            self._rtt_s = max(self._rtt_s, card.rtt_ms / 1000)
-            self.aim.take(card)
-            self.aim.tell()
-
-    async def _watch(self) -> None:
-        while True:
-            match await self._port.sight():
-                case Sighted(segment, port, False, _):
-                    self._see(segment.flags, port)
-                case Sighted():
-                    continue
-                case Complaint(kind, router, port):
-                    self._note(port, f"{kind.name.lower().replace('_', ' ')} from {router}")
-                case _:
-                    self.aim.judge()
-                    self.aim.tell()
-
-    def _see(self, flags: Flags, port: int) -> None:
-        if flags & Flags.RST:
-            self._note(port, "RST")
-            return
-        if not self._heard:
-            self._heard = True
-            self._kit.emit(Heard(Endpoint(self._plan.peer, port), "SYN-ACK" if flags & Flags.ACK else "SYN"))
-        self._note(port, "SYN-ACK" if flags & Flags.ACK else "SYN")
-        self.aim.go_full("the peer was heard")
-
-    def _note(self, port: int, what: str) -> None:
-        if port in self._targets and what not in self._targets[port].seen:
-            self._targets[port].seen.append(what)
-            self._explain()
-
-    def _explain(self) -> None:
-        seen = {what for target in self._targets.values() for what in target.seen}
-        if not seen:
-            text = f"no answer at all from {self._plan.peer}"
-        else:
-            text = f"{', '.join(sorted(seen))} came from {self._plan.peer}'s side, but no handshake was completed"
-        if self._port.outlook.behaviour == "random":
-            text += "; the own NAT picks a random port for each destination, so the peer cannot know ours"
-        self._kit.emit(Explained(text))
+    def _isn(self, port: int) -> int:
+        if port not in self._isns:
+            self._isns[port] = int.from_bytes(self.kit.random(4), "big")
+        return self._isns[port]

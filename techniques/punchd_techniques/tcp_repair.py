@@ -26,44 +26,17 @@ Source: tcp(7) TCP_REPAIR; measured on Linux 6.18 with 20 MB through each of the
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import ClassVar
 
-import trio
-
-from punchd.endpoint import Endpoint, IPAddress, PortSet
-from punchd.events import Explained, Heard
-from punchd.technique import (
-    Agreed,
-    Capability,
-    Complaint,
-    Connection,
-    Facts,
-    Hole,
-    Kit,
-    Role,
-    Sighted,
-    TcpPort,
-    Unsuitable,
-)
+from punchd.technique import Agreed, Capability, Connection, Facts, Hole, Kit, Role, Sighted, TcpPort
 from punchd.wire.tcp import Flags, plus
 from punchd.wire.token import Card
-from punchd_techniques.aim import Aim
+from punchd_techniques.handshake import Handshake
 
 REPEAT_S = (0.05, 0.05, 0.1, 0.1, 0.2, 0.2, 0.2, 0.4)
 DISTANCE = 1 << 31  # from the initiator's first sequence number to the responder's
 FIRST_WINDOW = 64_240  # bytes both may send before the first window update; ten segments and more fit
 _BODY = struct.Struct("!I")
-
-
-@dataclass(frozen=True, slots=True)
-class RepairPlan:
-    """Which ports to aim at, and how low the low TTL is."""
-
-    role: Role
-    peer: IPAddress
-    targets: PortSet
-    ttl: int
 
 
 class TcpRepair:
@@ -75,110 +48,63 @@ class TcpRepair:
     needs: ClassVar[Capability] = Capability.NET_RAW | Capability.NET_ADMIN
     is_reversible: ClassVar[bool] = False
 
-    def plan(self, facts: Facts) -> RepairPlan | Unsuitable:
-        return RepairPlan(facts.role, facts.peer, facts.peer_ports, facts.ttl)
+    def plan(self, facts: Facts) -> Facts:
+        return facts
 
-    async def initiate(self, plan: RepairPlan, kit: Kit) -> Hole:
+    async def initiate(self, plan: Facts, kit: Kit) -> Hole:
         async with kit.tcp() as port:
             await port.learn()
             first = int.from_bytes(kit.random(4), "big")
             punch = _Punch(plan, kit, port, first, plus(first, DISTANCE))
-            punch.aim.open(plan.targets)
-            punch.aim.tell()
+            punch.aim.offer()
             return await punch.run()
 
-    async def respond(self, plan: RepairPlan, offer: Card, kit: Kit) -> Hole:
+    async def respond(self, plan: Facts, offer: Card, kit: Kit) -> Hole:
         (first,) = _BODY.unpack(offer.body)
         async with kit.tcp() as port:
             punch = _Punch(plan, kit, port, plus(first, DISTANCE), first)
-            punch.aim.take(offer)
-            punch.aim.tell()
+            punch.take(offer)
             return await punch.run()
 
 
-class _Punch:
+class _Punch(Handshake):
     """One side of one round."""
 
-    def __init__(self, plan: RepairPlan, kit: Kit, port: TcpPort, own: int, other: int) -> None:
-        self._plan = plan
-        self._kit = kit
-        self._port = port
+    def __init__(self, plan: Facts, kit: Kit, port: TcpPort, own: int, other: int) -> None:
         self._own = own
         self._other = other
         self._connections: dict[int, Connection] = {}
-        self._won: Connection | None = None
-        self._nursery: trio.Nursery
-        initiator = plan.role is Role.INITIATOR
-        body = _BODY.pack(own if initiator else other)
-        self.aim = Aim(kit, port, ttl=plan.ttl, body=body, fire=self._fire, is_initiator=initiator)
+        super().__init__(plan, kit, port, _BODY.pack(own if plan.role is Role.INITIATOR else other))
 
-    async def run(self) -> Hole:
-        self._explain("no answer at all")
-        async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(self._keep_firing)
-            self._nursery.start_soon(self._hear_cards)
-            self._nursery.start_soon(self._watch)
-        if self._won is None:
-            raise AssertionError("the round ended without a winner")
-        return self._port.hand_over(self._won)
+    async def act(self) -> None:
+        await self.aim.keep_firing(REPEAT_S, REPEAT_S)
 
-    def _fire(self) -> None:
+    def fire(self) -> None:
         """Low: an ACK that opens our NAT. Full: the connection, and a probe that the peer's stack must answer."""
         for port in self.aim.targets:
+            if port not in self._connections:
+                self._send(port, self.plan.ttl)
             if not self.aim.full_ttl:
-                self._port.send(Flags.ACK, port, seq=plus(self._own, -1), ack=self._other, ttl=self._plan.ttl)
                 continue
             if port not in self._connections:
-                self._port.send(Flags.ACK, port, seq=plus(self._own, -1), ack=self._other, ttl=self._plan.ttl)
-                options = self._port.syn_options
+                options = self.port.syn_options
                 agreed = Agreed(self._own, self._other, options.mss or 536, options.window_scale or 0, FIRST_WINDOW)
-                self._connections[port] = self._port.forge(port, agreed)
-            self._port.send(Flags.ACK, port, seq=plus(self._own, -1), ack=self._other)
+                self._connections[port] = self.port.forge(port, agreed)
+            self._send(port)
 
-    async def _keep_firing(self) -> None:
-        sent = 0
-        while True:
-            with trio.move_on_after(REPEAT_S[min(sent, len(REPEAT_S) - 1)]):
-                await self.aim.changed.wait()
-                self.aim.changed = trio.Event()
-                sent = 0
-                continue
-            sent += 1
-            self.aim.judge_by_time()
-            self._fire()
+    def _send(self, port: int, ttl: int | None = None) -> None:
+        if self.aim.spend(port):
+            self.port.send(Flags.ACK, port, seq=plus(self._own, -1), ack=self._other, ttl=ttl)
 
-    async def _hear_cards(self) -> None:
-        while True:
-            self.aim.take(await self._kit.hear_peer())
-            self.aim.tell()
-
-    async def _watch(self) -> None:
-        while True:
-            match await self._port.sight():
-                case Sighted(_, _, False, _) as sighted:
-                    self._see(sighted)
-                case Sighted():
-                    continue
-                case Complaint(kind, router, _):
-                    self._explain(f"{kind.name.lower().replace('_', ' ')} from {router}")
-                case _:
-                    self.aim.judge()
-                    self.aim.tell()
-
-    def _see(self, sighted: Sighted) -> None:
+    def see(self, sighted: Sighted) -> None:
         segment, port = sighted.segment, sighted.port
-        if segment.flags & Flags.RST:
-            self._explain("RST")
+        is_ack = segment.flags & (Flags.SYN | Flags.RST | Flags.ACK) == Flags.ACK
+        if sighted.is_outgoing or not is_ack or segment.ack != self._own:
             return
-        if segment.flags & (Flags.SYN | Flags.ACK) != Flags.ACK or segment.ack != self._own:
-            return
-        if not self.aim.full_ttl:
-            self._kit.emit(Heard(Endpoint(self._plan.peer, port), "ACK"))
+        self.hear(sighted)
         self.aim.add(port)
-        self.aim.go_full("the peer was heard")
+        if not self.aim.full_ttl:
+            self.aim.go_full("the peer was heard")
+            self.fire()
         if segment.seq == self._other and port in self._connections:
-            self._won = self._connections[port]  # only an established stack answers with the next number
-            self._nursery.cancel_scope.cancel()
-
-    def _explain(self, what: str) -> None:
-        self._kit.emit(Explained(f"{what} from {self._plan.peer}'s side"))
+            self.win(self._connections[port])  # only an established stack answers with the next number

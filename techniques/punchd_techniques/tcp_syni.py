@@ -31,38 +31,22 @@ rewrites sequence numbers. The other direction, with roles reversed, often can.
 from __future__ import annotations
 
 import struct
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import trio
 
-from punchd.endpoint import Endpoint, IPAddress, PortSet
-from punchd.errors import PunchError
-from punchd.events import Explained, Heard
-from punchd.technique import Capability, Complaint, Connection, Facts, Hole, Kit, Role, Sighted, TcpPort, Unsuitable
+from punchd.technique import Capability, Facts, Hole, Kit, Role, Sighted, TcpPort
 from punchd.wire.tcp import Flags, Options, plus
 from punchd.wire.token import Card
-from punchd_techniques.aim import LAST_RESORT_S, LAST_RESORT_UNANSWERED_S, Aim
+from punchd_techniques.aim import LAST_RESORT_S, LAST_RESORT_UNANSWERED_S
+from punchd_techniques.handshake import Handshake
 
 REPEAT_S = (0.05, 0.1, 0.2, 0.2, 0.2, 0.4, 0.4, 0.4)  # copies of SYN and SYN-ACK; the kernel's come after a second
 OPENINGS = 3  # low-TTL SYNs of the injector, in case one is lost in its own network
-RETRY_S = 0.1  # after an RST or ICMP error: a NAT on the way was not ready
 STAGGER_S = 0.25  # between two ports of the peer: sides that connect two pairs at once may end with different ones
 _BODY = struct.Struct("!IHBB")
 _SACK = 1
 _NO_SCALE = 255
-
-
-@dataclass(frozen=True, slots=True)
-class SyniPlan:
-    """Which ports to aim at, how low the low TTL is, and whether this side sends the SYN or injects it."""
-
-    role: Role
-    peer: IPAddress
-    targets: PortSet
-    ttl: int
-    sends: bool
 
 
 class TcpSyni:
@@ -74,21 +58,19 @@ class TcpSyni:
     needs: ClassVar[Capability] = Capability.NET_RAW | Capability.NET_ADMIN
     is_reversible: ClassVar[bool] = True
 
-    def plan(self, facts: Facts) -> SyniPlan | Unsuitable:
-        sends = (facts.role is Role.INITIATOR) != facts.reversed_roles
-        return SyniPlan(facts.role, facts.peer, facts.peer_ports, facts.ttl, sends)
+    def plan(self, facts: Facts) -> Facts:
+        return facts
 
-    async def initiate(self, plan: SyniPlan, kit: Kit) -> Hole:
+    async def initiate(self, plan: Facts, kit: Kit) -> Hole:
         async with kit.tcp() as port:
             await port.learn()
-            punch = _Sender(plan, kit, port) if plan.sends else _Injector(plan, kit, port)
-            punch.aim.open(plan.targets)
-            punch.aim.tell()
+            punch = _Injector(plan, kit, port) if plan.reversed_roles else _Sender(plan, kit, port)
+            punch.aim.offer()
             return await punch.run()
 
-    async def respond(self, plan: SyniPlan, offer: Card, kit: Kit) -> Hole:
+    async def respond(self, plan: Facts, offer: Card, kit: Kit) -> Hole:
         async with kit.tcp() as port:
-            punch = _Sender(plan, kit, port) if plan.sends else _Injector(plan, kit, port)
+            punch = _Sender(plan, kit, port) if plan.reversed_roles else _Injector(plan, kit, port)
             punch.take(offer)
             return await punch.run()
 
@@ -107,118 +89,24 @@ def decode_syn(body: bytes) -> tuple[int, Options]:
     )
 
 
-class _Side(ABC):
-    """What both sides have in common."""
-
-    def __init__(self, plan: SyniPlan, kit: Kit, port: TcpPort) -> None:
-        self._plan = plan
-        self._kit = kit
-        self._port = port
-        self._heard = False
-        self._seen: list[str] = []
-        self._nursery: trio.Nursery
-        self._won: Connection | None = None
-        self.aim = Aim(
-            kit,
-            port,
-            ttl=plan.ttl,
-            body=self.body(),
-            fire=self.fire,
-            is_initiator=plan.role is Role.INITIATOR,
-            reversed_roles=(plan.role is Role.INITIATOR) != plan.sends,
-        )
-
-    async def run(self) -> Hole:
-        self._explain()
-        async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(self._hear_cards)
-            self._nursery.start_soon(self._watch)
-            self._nursery.start_soon(self.act)
-        if self._won is None:
-            raise AssertionError("the round ended without a winner")
-        return self._port.hand_over(self._won)
-
-    @abstractmethod
-    def body(self) -> bytes: ...
-
-    @abstractmethod
-    def fire(self) -> None: ...
-
-    @abstractmethod
-    def take(self, card: Card) -> None: ...
-
-    @abstractmethod
-    async def act(self) -> None: ...
-
-    @abstractmethod
-    def see(self, sighted: Sighted) -> None: ...
-
-    def win(self, connection: Connection) -> None:
-        if self._won is None:
-            self._won = connection
-            self._nursery.cancel_scope.cancel()
-
-    async def _hear_cards(self) -> None:
-        while True:
-            self.take(await self._kit.hear_peer())
-
-    async def _watch(self) -> None:
-        while True:
-            match await self._port.sight():
-                case Sighted() as sighted:
-                    self._look(sighted)
-                case Complaint(kind, router, _):
-                    self._note(f"{kind.name.lower().replace('_', ' ')} from {router}")
-                case _:
-                    self.aim.judge()
-                    self.aim.tell()
-
-    def _look(self, sighted: Sighted) -> None:
-        flags = sighted.segment.flags
-        if not sighted.is_outgoing:
-            self._note("RST" if flags & Flags.RST else "SYN-ACK" if flags & Flags.ACK else "SYN")
-            if not self._heard and not flags & Flags.RST:
-                self._heard = True
-                what = "SYN-ACK" if flags & Flags.ACK else "SYN"
-                self._kit.emit(Heard(Endpoint(self._plan.peer, sighted.port), what))
-        self.see(sighted)
-
-    def _note(self, what: str) -> None:
-        if what not in self._seen:
-            self._seen.append(what)
-            self._explain()
-
-    def _explain(self) -> None:
-        if self._seen:
-            text = f"{', '.join(sorted(self._seen))} came from {self._plan.peer}'s side, but no handshake was completed"
-        else:
-            text = f"no answer at all from {self._plan.peer}"
-        self._kit.emit(Explained(text))
-
-
-class _Sender(_Side):
+class _Sender(Handshake):
     """Sends the SYN: with a low TTL first, by connect() once the injector is armed."""
 
-    def __init__(self, plan: SyniPlan, kit: Kit, port: TcpPort) -> None:
+    def __init__(self, plan: Facts, kit: Kit, port: TcpPort) -> None:
         self._isn = int.from_bytes(kit.random(4), "big")
         self._armed = trio.Event()
         self._early: dict[int, Sighted] = {}  # SYN-ACKs that came before our socket was there
-        self._connected: set[int] = set()
-        super().__init__(plan, kit, port)
-
-    def body(self) -> bytes:
-        return encode_syn(self._isn, self._port.syn_options)
+        super().__init__(plan, kit, port, encode_syn(self._isn, port.syn_options))
 
     def fire(self) -> None:
         for port in self.aim.targets:
-            if port not in self._connected:
-                self._port.send(Flags.SYN, port, seq=self._isn, ttl=self._plan.ttl)
+            if port not in self.connecting and self.aim.spend(port):
+                self.port.send(Flags.SYN, port, seq=self._isn, ttl=self.plan.ttl)
 
     def take(self, card: Card) -> None:
         """A card of the injector: as the responder the offer, which waits for our SYN; else it is armed."""
         is_offer = not self.aim.targets
-        self.aim.take(card)
-        self.aim.tell()
+        super().take(card)
         if not is_offer:
             self._armed.set()
 
@@ -227,65 +115,39 @@ class _Sender(_Side):
         if sighted.is_outgoing or segment.flags & (Flags.SYN | Flags.ACK | Flags.RST) != Flags.SYN | Flags.ACK:
             return
         if segment.ack == plus(self._isn, 1):
+            self.hear(sighted)
             self._early[sighted.port] = sighted
             self.aim.add(sighted.port)
             self._armed.set()
 
     async def act(self) -> None:
-        with trio.move_on_after(LAST_RESORT_UNANSWERED_S if self._plan.role is Role.INITIATOR else LAST_RESORT_S):
+        with trio.move_on_after(LAST_RESORT_UNANSWERED_S if self.plan.role is Role.INITIATOR else LAST_RESORT_S):
             sent = 0
             while not self._armed.is_set():
                 with trio.move_on_after(REPEAT_S[min(sent, len(REPEAT_S) - 1)]):
                     await self._armed.wait()
                 sent += 1
                 self.fire()
-        while True:
-            for port in list(self.aim.targets):
-                if port not in self._connected:
-                    self._connected.add(port)
-                    self._nursery.start_soon(self._connect, port)
-                    await trio.sleep(STAGGER_S)
-                    break
-            else:
-                self.aim.changed = trio.Event()
-                await self.aim.changed.wait()
+        await self.connect_each(self._connect, lambda: STAGGER_S)
 
     async def _connect(self, port: int) -> None:
-        while True:
-            try:
-                connection = self._port.connect(port, self._isn)
-            except PunchError as error:
-                self._note(str(error))
-                await trio.sleep(RETRY_S)
-                continue
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._repeat, port)
-                number = await connection.result()
-                nursery.cancel_scope.cancel()
-            if number == 0:
-                self.win(connection)
-                return
-            connection.drop()
-            await trio.sleep(RETRY_S)
+        await self.connect(port, self._isn, self._repeat)
 
     async def _repeat(self, port: int) -> None:
         for pause_s in REPEAT_S:
             if (early := self._early.get(port)) is not None:
                 answer = early.segment
-                self._port.inject(answer.flags, port, seq=answer.seq, ack=answer.ack, options=answer.options)
+                self.port.inject(answer.flags, port, seq=answer.seq, ack=answer.ack, options=answer.options)
             await trio.sleep(pause_s)
-            self._port.repeat(port)
+            self.port.repeat(port)
 
 
-class _Injector(_Side):
+class _Injector(Handshake):
     """Lets its own stack see the sender's SYN, and gets the SYN-ACK through its own NAT."""
 
-    def __init__(self, plan: SyniPlan, kit: Kit, port: TcpPort) -> None:
+    def __init__(self, plan: Facts, kit: Kit, port: TcpPort) -> None:
         self._answered: dict[int, int] = {}  # the sender's port -> sequence number of our stack's SYN-ACK
-        super().__init__(plan, kit, port)
-
-    def body(self) -> bytes:
-        return bytes(_BODY.size)
+        super().__init__(plan, kit, port, bytes(_BODY.size))
 
     def fire(self) -> None:
         """Nothing opens our NAT before our stack's sequence number is known."""
@@ -295,26 +157,29 @@ class _Injector(_Side):
         self.aim.take(card)
         if isn == 0:
             return
-        self._port.listen()
+        self.port.listen()
         for port in card.ports:
-            if port not in self._answered:
-                self._port.inject(Flags.SYN, port, seq=isn, options=options)
+            if port not in self._answered and self.aim.spend(port):  # our stack's SYN-ACK goes there
+                self.port.inject(Flags.SYN, port, seq=isn, options=options)
 
     def see(self, sighted: Sighted) -> None:
         segment = sighted.segment
+        if not sighted.is_outgoing and not segment.flags & Flags.RST:
+            self.hear(sighted)
         if not sighted.is_outgoing or segment.flags & (Flags.SYN | Flags.ACK) != Flags.SYN | Flags.ACK:
             return
         if sighted.port not in self._answered:
             self._answered[sighted.port] = segment.seq
             self._open(sighted.port)
             self.aim.tell(again=True)  # we are armed
-            self._nursery.start_soon(self._repeat, sighted.port)
+            self.nursery.start_soon(self._repeat, sighted.port)
 
     def _open(self, port: int) -> None:
-        self._port.send(Flags.SYN, port, seq=plus(self._answered[port], -1), ttl=self._plan.ttl)
+        if self.aim.spend(port):
+            self.port.send(Flags.SYN, port, seq=plus(self._answered[port], -1), ttl=self.plan.ttl)
 
     async def act(self) -> None:
-        self.win(await self._port.accept())
+        await self.accept()
 
     async def _repeat(self, port: int) -> None:
         """The SYN-ACK passes our NAT once the sender's SYN has reached it; until then copies are dropped there."""
@@ -324,4 +189,4 @@ class _Injector(_Side):
             sent += 1
             if sent <= OPENINGS:
                 self._open(port)
-            self._port.repeat(port)
+            self.port.repeat(port)

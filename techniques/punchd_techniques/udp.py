@@ -16,15 +16,7 @@ announced. A responder that is 0.3 s late is enough. So here no datagram reaches
 
 Three legs after the offer, the least that proves both directions to both sides.
 
-Full or low TTL. Each card lists the receiver's ports that its sender has opened its NAT for. A side goes to full TTL
-when its own port is among them, when it cannot know its port (a NAT that picks ports at random: then only a peer that
-does not filter by port can be reached, and waiting gains nothing), when it has heard the peer, or, as a last resort,
-when time passes and no card comes: tokens need not be relayed back.
-
-Wrong guesses. When a card names other ports than those opened so far, the NAT is opened for the new ones, and a note
-says so. A sequential NAT gives each of these a new port of its own; the note carries the new predictions, and it is by
-these that a side then judges whether the peer expects it. A port that a datagram of the peer really came from becomes
-a target, too: behind a NAT with random ports no card can name it.
+Full or low TTL, and towards which ports: see `aim`, which all techniques share.
 
 One side decides. With several ports on both sides more than one pair may work, and the sides must end with the same
 one. The responder nominates: it alone sends DONE, to the source of the first valid ACK, and connects there; the
@@ -41,47 +33,28 @@ packets are reproduced by the laboratory's kinds `no-filter` and `rst`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import ClassVar
 
 import trio
 
-from punchd.endpoint import Endpoint, IPAddress, PortSet
+from punchd.endpoint import Endpoint
 from punchd.errors import DecodeError
-from punchd.events import Aimed, Explained, Heard, Opened
-from punchd.technique import Capability, Datagram, Facts, Hole, Kit, Role, UdpPort, Unsuitable
+from punchd.events import Explained, Heard
+from punchd.technique import Capability, Datagram, Facts, Hole, Kit, Role, UdpPort
 from punchd.wire import probe
 from punchd.wire.probe import Probe, Type
-from punchd.wire.token import MAX_COUNTER, Card, openable
+from punchd.wire.token import Card
+from punchd_techniques.aim import LAST_RESORT_ANSWERED_S, LAST_RESORT_S, LAST_RESORT_UNANSWERED_S, Aim
+
+__all__ = ["Udp", "DONE_S", "LAST_RESORT_ANSWERED_S", "LAST_RESORT_S", "LAST_RESORT_UNANSWERED_S"]
 
 # Appendix B: a probe every 50 ms, twenty times, then every 200 ms, to each port.
-FAST_S, FAST_COUNT, SLOW_S = 0.05, 20, 0.2
+PROBING_S = (*[0.05] * 20, 0.2)
 # A low-TTL datagram only has to leave the own NAT: repeated for loss, then for NATs that forget within seconds.
 OPENING_S = (0.05, 0.1, 0.2, 0.4, 0.5)
 # DONE: four copies, so that 5 % loss takes all of them once in 160,000 times; spaced, since losses come in bursts.
 DONE_S = (0.0, 0.002, 0.004, 0.006)
-# Full TTL although no card allows it. The responder: no note has come for so long that none may be relayed.
-LAST_RESORT_S = 1.5
-# The initiator without an answer: the responder may be late; a datagram too early can spoil its NAT's mapping.
-LAST_RESORT_UNANSWERED_S = 4.0
-# The initiator after a card: on short paths its round ends one second after the answer, and half of that must be left.
-LAST_RESORT_ANSWERED_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class UdpPlan:
-    """Which ports to aim at, how low the low TTL is, how many probes and ACKs each port and all together may get.
-
-    The packets for DONE are set aside: a responder that could not send it would hold a socket that its peer never hears
-    of.
-    """
-
-    role: Role
-    peer: IPAddress
-    targets: PortSet
-    ttl: int
-    packets_per_port: int
-    packets: int
 
 
 class Udp:
@@ -93,157 +66,72 @@ class Udp:
     needs: ClassVar[Capability] = Capability.NONE
     is_reversible: ClassVar[bool] = False
 
-    def plan(self, facts: Facts) -> UdpPlan | Unsuitable:
+    def plan(self, facts: Facts) -> Facts:
+        """The packets for DONE are set aside: without it a responder would hold a socket that its peer never hears of.
+
+        The others are for all ports alike.
+        """
         packets = facts.packets - len(DONE_S)
         per_port = max(1, min(facts.packets_per_port - len(DONE_S), packets // len(facts.peer_ports)))
-        return UdpPlan(facts.role, facts.peer, facts.peer_ports, facts.ttl, per_port, packets)
+        return replace(facts, packets_per_port=per_port, packets=packets)
 
-    async def initiate(self, plan: UdpPlan, kit: Kit) -> Hole:
+    async def initiate(self, plan: Facts, kit: Kit) -> Hole:
         async with kit.udp() as port:
             await port.learn()
             punch = _Punch(plan, kit, port, kit.random(probe.KEY_SIZE))
-            punch.aim(plan.targets)
-            punch.open()
-            punch.tell()
-            return await punch.run(LAST_RESORT_UNANSWERED_S)
+            punch.aim.offer()
+            return await punch.run()
 
-    async def respond(self, plan: UdpPlan, offer: Card, kit: Kit) -> Hole:
+    async def respond(self, plan: Facts, offer: Card, kit: Kit) -> Hole:
         async with kit.udp() as port:
             punch = _Punch(plan, kit, port, offer.body)
-            punch.take(offer)
-            punch.tell()
-            return await punch.run(LAST_RESORT_S)
+            punch.aim.take(offer)
+            punch.aim.tell()
+            return await punch.run()
 
 
 class _Punch:
-    """One side of one round: what it aims at, whether at full TTL, and whom it has heard."""
+    """One side of one round: whom it has heard, and what it answers."""
 
-    def __init__(self, plan: UdpPlan, kit: Kit, port: UdpPort, key: bytes) -> None:
+    def __init__(self, plan: Facts, kit: Kit, port: UdpPort, key: bytes) -> None:
         self._plan = plan
         self._kit = kit
         self._port = port
         self._key = key
         self._role = probe.Role.INITIATOR if plan.role is Role.INITIATOR else probe.Role.RESPONDER
-        self._targets: list[int] = []  # the peer's ports, those that it named last first
-        self._sent: dict[int, int] = {}  # port -> packets; its keys are the ports that our NAT is open for
-        self._sent_in_all = 0
-        self._earlier = 0  # destinations that our NAT had already mapped when the last card came
-        self._opened_by_peer: tuple[int, ...] = ()
-        self._told: tuple[PortSet, tuple[int, ...]] | None = None  # own ports and opened ports in our last card
-        self._cards_told = 0
-        self._full_ttl = False
         self._heard: set[Endpoint] = set()  # where the peer's valid datagrams come from
-        self._changed = trio.Event()
-        self._last_resort_at = 0.0
+        self.aim = Aim(plan, kit, port, body=key, fire=self._probe_all)
 
-    async def run(self, last_resort_s: float) -> Hole:
+    async def run(self) -> Hole:
         """Send, listen to the peer's cards and datagrams, until one of them proves the hole."""
-        self._last_resort_at = self._kit.now() + last_resort_s
         self._explain()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_sending)
+            nursery.start_soon(self.aim.keep_firing, OPENING_S, PROBING_S)
             nursery.start_soon(self._hear_cards)
             proven = await self._receive()
             nursery.cancel_scope.cancel()
         # Only now, and with no checkpoint up to our caller: a cancellation on the way would lose the descriptor.
         return self._port.hand_over(proven)
 
-    # --- cards -----------------------------------------------------------------------------------------------------
-
-    def take(self, card: Card) -> None:
-        """Aim where the card says, at the TTL that it allows."""
-        patience_s = LAST_RESORT_ANSWERED_S if self._role is probe.Role.INITIATOR else LAST_RESORT_S
-        self._last_resort_at = self._kit.now() + patience_s
-        self._opened_by_peer = card.opened
-        if not self._heard:
-            self.aim(card.ports)
-        self._judge_ttl()
-        if not self._heard:
-            self.open()
-
-    def aim(self, ports: PortSet) -> None:
-        """Put the peer's ports first. A NAT with a port for each destination will use later ones for the new ones."""
-        if any(port not in self._sent for port in ports):
-            self._earlier = len(self._sent)
-        self._targets = [*ports, *(port for port in self._targets if port not in ports)]
-
-    def open(self) -> None:
-        """Send to all targets at once; at a low TTL that opens our NAT and does no more."""
-        fresh = [port for port in self._targets if port not in self._sent]
-        if fresh and not self._full_ttl:
-            self._kit.emit(Opened(self._port.local, str(PortSet.of(fresh)), self._plan.ttl))
-        self._changed.set()
-        self._send_to_all()
-
-    def tell(self) -> None:
-        """A card for the peer, unless it would say what the last one said."""
-        outlook = self._port.outlook
-        news = (self._own_ports(), openable(port for port in self._targets if port in self._sent))
-        if news == self._told or self._cards_told > MAX_COUNTER:
-            return
-        self._told = news
-        self._cards_told += 1
-        ports, opened = news
-        self._kit.tell_peer(
-            Card(outlook.address, ports, opened, outlook.is_predicted, self._plan.ttl, outlook.rtt_ms, self._key)
-        )
-
     async def _hear_cards(self) -> None:
         while True:
-            self.take(await self._kit.hear_peer())
-            self.tell()
-
-    def _own_ports(self) -> PortSet:
-        return self._port.outlook.ports(self._earlier)
-
-    def _judge_ttl(self) -> None:
-        if self._port.outlook.behaviour == "random":
-            self._go_full("our own port is random")
-        elif any(port in self._opened_by_peer for port in self._own_ports()):
-            self._go_full("the peer has opened its NAT for our port")
+            card = await self._kit.hear_peer()
+            if not self._heard:  # where the peer really is, no card knows better
+                self.aim.take(card)
+            self.aim.tell()
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
-    def _go_full(self, why: str) -> None:
-        if self._full_ttl:
-            return
-        self._full_ttl = True
-        self._changed.set()
-        if self._targets:
-            self._kit.emit(Aimed(str(PortSet.of(self._targets)), why))
-
-    async def _keep_sending(self) -> None:
-        sent = 0
-        while True:
-            with trio.move_on_after(self._interval_s(sent)):
-                await self._changed.wait()
-                self._changed = trio.Event()
-                sent = 0
-                continue
-            if not self._full_ttl and self._kit.now() >= self._last_resort_at:
-                self._go_full("no card came in time")
-            sent += 1
-            self._send_to_all()
-
-    def _interval_s(self, sent: int) -> float:
-        if self._full_ttl:
-            return FAST_S if sent < FAST_COUNT else SLOW_S
-        return min(OPENING_S[min(sent, len(OPENING_S) - 1)], max(self._last_resort_at - self._kit.now(), 0))
-
-    def _send_to_all(self) -> None:
+    def _probe_all(self) -> None:
         """One probe to each target, unless this is an initiator that was already heard: it answers, no more."""
         if self._heard and self._role is probe.Role.INITIATOR:
             return
-        for port in self._targets:
-            self._send(Type.PROBE, port, None if self._full_ttl else self._plan.ttl)
+        for port in self.aim.targets:
+            self._send(Type.PROBE, port, self.aim.ttl)
 
     def _send(self, what: Type, port: int, ttl: int | None = None) -> None:
-        sent = self._sent.get(port, 0)
-        if sent >= self._plan.packets_per_port or self._sent_in_all >= self._plan.packets:
-            return
-        self._sent[port] = sent + 1
-        self._sent_in_all += 1
-        self._port.send(probe.encode(Probe(what, self._role, self._kit.nonce), self._key), port, ttl)
+        if self.aim.spend(port):
+            self._port.send(probe.encode(Probe(what, self._role, self._kit.nonce), self._key), port, ttl)
 
     # --- receiving -------------------------------------------------------------------------------------------------
 
@@ -252,19 +140,14 @@ class _Punch:
         while True:
             news = await self._port.peek()
             if not isinstance(news, Datagram):
-                self._learned()
+                self.aim.learned()
+                self._explain()
             elif self._is_application_data(news):
                 return news.source.port
             else:
                 self._port.discard()
                 if await self._answer(news):
                     return news.source.port
-
-    def _learned(self) -> None:
-        """STUN said what our port looks like from outside: the peer may have to know, and we may have to aim higher."""
-        self._judge_ttl()
-        self._explain()
-        self.tell()
 
     def _is_application_data(self, datagram: Datagram) -> bool:
         """The peer hands its socket over only when it has finished, so its application's data means DONE."""
@@ -292,10 +175,10 @@ class _Punch:
         if source in self._heard:
             return
         self._heard.add(source)
-        self._targets = [source.port, *(port for port in self._targets if port != source.port)]
+        self.aim.add(source.port)
         if len(self._heard) == 1:
             self._kit.emit(Heard(source, heard.type.name))
-            self._go_full("the peer was heard")
+            self.aim.go_full("the peer was heard")
             self._explain()
 
     def _answer_responder(self, heard: Probe, source: Endpoint) -> bool:
