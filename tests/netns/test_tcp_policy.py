@@ -83,8 +83,18 @@ class Stage:
         return found
 
 
-def perform(laboratory: Laboratory, scenario: Scenario, *, version: int = 4, packets: int = PACKETS) -> Stage:
-    """Run a hostile technique in host a; the whole trio program is in its namespace."""
+def perform(
+    laboratory: Laboratory,
+    scenario: Scenario,
+    *,
+    version: int = 4,
+    packets: int = PACKETS,
+    afterwards: Scenario | None = None,
+) -> Stage:
+    """Run a hostile technique in host a, and something after it has left its port's scope.
+
+    The whole trio program is in the host's namespace.
+    """
     a, b = laboratory.site("a").host, laboratory.site("b").host
     with a.entered(), captured() as capture:
         addresses = [ip_address(str(host.ipv6 if version == 6 else host.ipv4)) for host in (a, b)]
@@ -104,6 +114,8 @@ def perform(laboratory: Laboratory, scenario: Scenario, *, version: int = 4, pac
         async def punch() -> None:
             async with kit.tcp() as port:
                 await scenario(stage, port)
+            if afterwards is not None:
+                await afterwards(stage, port)
 
         try:
             trio.run(punch)
@@ -256,7 +268,6 @@ def test_connections_end_with_the_rounds_packets_and_with_a_number_that_are_open
     async def connect_without_end(stage: Stage, port: RoundTcpPort) -> None:
         for number in range(CONNECTIONS + 1):
             reasons.append(dare(lambda number=number: port.connect(1024 + number, 5)))  # type: ignore[misc]
-        port.close()
 
     async def connect_and_drop(stage: Stage, port: RoundTcpPort) -> None:
         for number in range(101):
@@ -276,8 +287,10 @@ def test_connections_end_with_the_rounds_packets_and_with_a_number_that_are_open
 def test_the_port_does_nothing_more_once_its_scope_is_left(laboratory: Laboratory) -> None:
     answers: list[object] = []
 
+    async def nothing(stage: Stage, port: RoundTcpPort) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def leave(stage: Stage, port: RoundTcpPort) -> None:
-        port.close()  # as leaving the scope does
         effects: tuple[Callable[[], object], ...] = (
             lambda: port.send(Flags.SYN, 40000, seq=1),
             lambda: port.inject(Flags.SYN, 40000, seq=1, options=Options()),
@@ -288,6 +301,6 @@ def test_the_port_does_nothing_more_once_its_scope_is_left(laboratory: Laborator
         answers.extend(dare(effect) for effect in effects)
         await trio.sleep(0.05)
 
-    stage = perform(laboratory, leave)
+    stage = perform(laboratory, nothing, afterwards=leave)
     assert [error.reason for error in answers if isinstance(error, PunchError)] == [Code.REFUSED] * 5
     assert not stage.segments()

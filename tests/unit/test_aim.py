@@ -1,4 +1,4 @@
-"""`Aim`: when it goes up, what it opens, and what it tells. Times are in the virtual clock's seconds since its making."""
+"""`Aim`: when it goes up, what it opens, and what it tells. Times are the virtual clock's, in seconds."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ LAST_RESORTS = [
 async def test_the_last_resort_comes_on_time_whenever_the_next_packet_is_due(
     role: Role, card_s: float | None, expected_s: float, pause_s: float, autojump_clock: Any
 ) -> None:
-    world = World(role=role)
+    world = World(role=role, packets_per_port=512)
     if role is Role.INITIATOR:
         world.aim.offer()
     else:
@@ -142,7 +142,7 @@ async def test_wrong_hints_are_put_right_and_the_new_predictions_told(autojump_c
     world.aim.tell()
     assert world.shots == [(0, 5002, LOW), (0, 6000, LOW), (0, 5002, LOW)]
     assert [event.ports for event in world.events if isinstance(event, Opened)] == ["5002", "6000"]
-    assert [(told.ports.ports[0], told.opened) for told in world.told] == [(41003, (5002,)), (41004, (5002, 6000))]
+    assert [(told.ports.ports[0], told.opened) for told in world.told] == [(41003, (5002,)), (41004, (6000, 5002))]
     assert world.whys() == []
     world.aim.take(card(6000, opened=(41004,)))
     assert world.whys() == [OWN]
