@@ -274,7 +274,7 @@ class TcpPort(Protocol):
         """The peer's next connection, established."""
 
     def connect(self, port: int, isn: int) -> Connection:
-        """Send a SYN with this initial sequence number (0 to 2^32 - 1) at the system's TTL.
+        """Send a SYN with this initial sequence number (1 to 2^32 - 1) at the system's TTL.
 
         Raises:
             PunchError: network, when the kernel refuses at once.

@@ -143,7 +143,7 @@ class RoundConnection:
     def drop(self) -> None:
         if self.socket.fileno() < 0:
             return
-        if not sockets.is_established(self.socket):
+        if not sockets.is_synchronized(self.socket):
             sockets.close_silently(self.socket)  # a RST of ours would spoil the NATs for a later round
             return
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

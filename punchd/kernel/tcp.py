@@ -45,7 +45,10 @@ _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ, _TCP_REPAIR_OPTIONS, _TCP_REPAIR
 _REPAIR_ON, _REPAIR_OFF, _REPAIR_OFF_NO_PROBE = 1, 0, -1
 _RECV_QUEUE, _SEND_QUEUE = 1, 2
 _BACKLOG = 16
-_TCP_ESTABLISHED = 1  # linux/tcp_states.h
+# Milliseconds. If this process is killed before anybody has answered a forged connection, the kernel goes on sending
+# its FIN for so long, instead of for minutes.
+_UNPROVEN_MS = 5_000
+_UNSYNCHRONIZED = frozenset({2, 3, 7, 10, 12})  # SYN_SENT, SYN_RECV, CLOSE, LISTEN, NEW_SYN_RECV; linux/tcp_states.h
 
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, 0
 
@@ -192,6 +195,7 @@ def forge(local: Endpoint, remote: Endpoint, agreed: Agreed) -> socket.socket:
         )
         found.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_WINDOW, window)
         _set(found, _TCP_REPAIR, _REPAIR_OFF_NO_PROBE)
+        _set(found, socket.TCP_USER_TIMEOUT, _UNPROVEN_MS)
     except (OSError, OverflowError, struct.error) as error:  # the latter two: numbers that are none
         if found is not None:
             found.close()
@@ -206,16 +210,17 @@ def close_silently(connection: socket.socket | trio.socket.SocketType) -> None:
     connection.close()
 
 
-def is_established(connection: socket.socket) -> bool:
-    """Whether the handshake is complete, and nothing has ended the connection since."""
+def is_synchronized(connection: socket.socket) -> bool:
+    """Whether the peer has a connection, too, as far as this end knows (RFC 9293 §3.3.2: the synchronized states)."""
     state: int = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    return state == _TCP_ESTABLISHED
+    return state not in _UNSYNCHRONIZED
 
 
 def part(connection: socket.socket) -> int:
     """Give a connected socket's descriptor away, blocking and without our options; the caller owns it."""
     for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
         connection.setsockopt(socket.SOL_SOCKET, option, 0)
+    _set(connection, socket.TCP_USER_TIMEOUT, 0)
     connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     connection.setblocking(True)
     return connection.detach()

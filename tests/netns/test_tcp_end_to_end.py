@@ -30,8 +30,6 @@ pytestmark = pytest.mark.netns
 
 TECHNIQUES = ("tcp-nutss", "tcp-syni", "tcp-repair")
 SEQUENCE = ",".join(TECHNIQUES)
-REPAIR_B = ("tcp-repair", "b")
-REPAIR_B_REASON = "tcp-repair takes the FIN of a peer that died right after forging for its proof (tcp_repair._see)"
 LATE_S = 0.15
 HANG_S = 20.0
 TWO_MB = 2 * 1000 * 1000
@@ -362,13 +360,7 @@ async def note_failure(both: Pair, technique: str, number: int, failures: list[s
             failures.append(f"{number}: {error!r} {outcome.explain()}")
 
 
-@pytest.mark.parametrize(
-    ("technique", "victim"),
-    [
-        *((technique, victim) for technique in TECHNIQUES for victim in "ab" if (technique, victim) != REPAIR_B),
-        pytest.param(*REPAIR_B, marks=pytest.mark.xfail(strict=False, reason=REPAIR_B_REASON)),
-    ],
-)
+@pytest.mark.parametrize(("technique", "victim"), [(name, victim) for name in TECHNIQUES for victim in "ab"])
 async def test_when_one_daemon_is_killed_in_mid_round_the_other_ends_in_time_and_nothing_stays(
     technique: str, victim: str
 ) -> None:

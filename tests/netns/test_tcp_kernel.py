@@ -24,7 +24,7 @@ from punchd.endpoint import Endpoint
 from punchd.errors import Code, PunchError
 from punchd.kernel.raw import RawSender
 from punchd.kernel.sniffer import Captured, Sniffer
-from punchd.kernel.tcp import begin_connect, close_silently, established, forge, is_established, reserve
+from punchd.kernel.tcp import begin_connect, close_silently, established, forge, is_synchronized, reserve
 from punchd.technique import Agreed
 from punchd.wire import ip, tcp
 from punchd.wire.tcp import SYN_ACK, Flags, Options, Segment
@@ -240,8 +240,8 @@ def forged(ends: Ends) -> Iterator[tuple[socket.socket, socket.socket]]:
     with ends.b.entered():
         there = forge(ends.at_b, ends.at_a, MIRRORED)
     try:
-        assert is_established(here)
-        assert is_established(there)
+        assert is_synchronized(here)
+        assert is_synchronized(there)
         yield here, there
     finally:
         for own in (here, there):
@@ -292,8 +292,8 @@ async def test_a_forged_connection_says_nothing_by_itself_and_answers_a_keepaliv
         here.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
         here.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         found = segments(await captured(sniffer, 1.5))
-        assert is_established(here)
-        assert is_established(there)
+        assert is_synchronized(here)
+        assert is_synchronized(there)
     assert [(segment.source_port, segment.seq, segment.ack) for segment in found[:2]] == [
         (ends.at_a.port, AGREED.send_next - 1, AGREED.receive_next),
         (ends.at_b.port, AGREED.receive_next, AGREED.send_next),

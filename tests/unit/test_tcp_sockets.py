@@ -17,7 +17,7 @@ import trio
 
 from punchd.endpoint import Endpoint
 from punchd.errors import Code, PunchError
-from punchd.kernel.tcp import Placeholder, begin_connect, established, is_established, part, reserve
+from punchd.kernel.tcp import Placeholder, begin_connect, established, is_synchronized, part, reserve
 
 HANG_S = 10.0
 QUIET_S = 0.1  # on loopback an answer takes microseconds
@@ -75,7 +75,7 @@ async def test_opened_it_accepts_who_calls(ip: str) -> None:
             accepted, source = await made.accept()
             with accepted:
                 assert source == Endpoint.from_sockaddr(other.getsockname())
-                assert is_established(accepted)
+                assert is_synchronized(accepted)
 
 
 @either
@@ -198,7 +198,7 @@ async def test_a_handshake_that_fails_tells_its_errno() -> None:
         other.close()
         with begin_connect(made.local, other.local) as connecting:
             assert await outcome_of(connecting) == 111  # ECONNREFUSED
-            assert not is_established(connecting)
+            assert not is_synchronized(connecting)
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 2**40])
