@@ -26,7 +26,7 @@ from punchd.client.session import Granted
 from punchd.control.requests import Protocol
 
 SYSTEM_PATH = "/run/punchd/punchd.socket"  # made by the systemd unit
-HAND_PATH = "/tmp/punchd.socket"  # noqa: S108 (the seed's path; who listens is checked)
+HAND_PATH = "/tmp/punchd.socket"  # noqa: S108 (the default path; who listens is checked)
 PATH_VARIABLE = "PUNCHD_SOCKET"
 SERVICE_USER = "_punchd"
 
