@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from punchd.attempt import machine
+from punchd.attempt.fresh import FreshPorts
 from punchd.attempt.kit import AttemptPorts
 from punchd.attempt.outlook import KnownSide
 from punchd.attempt.port import LearningPort
@@ -34,6 +36,7 @@ INITIATE_TIMEOUT_MS = 30_000
 RESPOND_TIMEOUT_MS = 45_000  # outlives the initiator, who decides when it is over
 
 KeptPort = LearningPort | LearningTcpPort
+_PortT = TypeVar("_PortT", LearningPort, LearningTcpPort)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Launcher:
     registry: Registry
     routes: Routes
     servers: StunServers
+    fresh: FreshPorts = field(default_factory=FreshPorts)
 
     async def initiate(
         self, request: Initiate, kept: Sequence[KeptPort], voice: Voice, emit: Callable[[Event], None]
@@ -101,7 +105,10 @@ class Launcher:
             local = self.routes.to(servers[0].ip).source
         else:
             raise DeniedError(Code.NO_ADDRESS, "no STUN server is known: use --stun or the configuration, or local=")
-        port = _udp_port(local, options) if request.protocol is Protocol.UDP else _tcp_port(local, options)
+        if request.protocol is Protocol.UDP:
+            port: KeptPort = self._bound(_udp_port, local, options)
+        else:
+            port = self._bound(_tcp_port, local, options)
         port.ask(servers)
         return port
 
@@ -140,17 +147,25 @@ class Launcher:
         local = options.local or source
         try:
             if "udp" in wanted and ports.udp is None:
-                ports.udp = _udp_port(local, options)
+                ports.udp = self._bound(_udp_port, local, options)
             if "tcp" in wanted and ports.tcp is None:
-                ports.tcp = _tcp_port(local, options)
+                ports.tcp = self._bound(_tcp_port, local, options)
         except PunchError:
             if ports.udp is not None and ports.udp not in kept:
                 ports.udp.close()
             raise
         if ports.tcp is not None and options.pports is None:
             fresh = replace(options, lport=0)
-            ports.renew_tcp = lambda: _tcp_port(local, fresh)
+            ports.renew_tcp = lambda: self._bound(_tcp_port, local, fresh)
         return ports
+
+    def _bound(self, bind: Callable[[IPAddress, Options], _PortT], local: IPAddress, options: Options) -> _PortT:
+        """A port as asked for, or one that no NAT remembers."""
+        if options.lport == 0:
+            return self.fresh.draw(lambda: bind(local, options))
+        port = bind(local, options)
+        self.fresh.remember(port.local.port)
+        return port
 
     def _attempt(
         self,

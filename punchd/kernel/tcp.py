@@ -71,7 +71,8 @@ def reserve(local: Endpoint) -> Placeholder:
     """
     try:
         with _socket(local) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT of an earlier attempt is no user
+            if local.port:  # TIME_WAIT of an earlier attempt is no user; for port 0 it would halve the kernel's choice
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             alone.bind(local.sockaddr)
             free = Endpoint.from_sockaddr(alone.getsockname())
         return Placeholder(free)
