@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from punchd.endpoint import Endpoint
+from punchd.endpoint import Endpoint, IPAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,14 @@ class MappingLearned:
     public: str  # address and ports
     behaviour: str
     rtt_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TtlChosen:
+    """The low TTL of the round that begins."""
+
+    ttl: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,47 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class Passed:
+    """A packet of the attempt went by.
+
+    Attributes:
+        way: "sent", "came", or "injected" into the own stack.
+        what: kind and numbers, no payload.
+        port: the peer's.
+        ttl: as it left or came; None: the system's, or not known.
+    """
+
+    way: str
+    what: str
+    port: int
+    ttl: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Complained:
+    """An ICMP error about a packet of ours."""
+
+    what: str
+    router: IPAddress
+    port: int  # the peer's that the packet was for
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of a connection to that port of the peer."""
+
+    port: int
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unrecorded:
+    """A trace was asked for, but this round's packets cannot be seen."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Explained:
     """What a technique would say if it had to give up now. The last one becomes the text of the failure."""
 
@@ -98,10 +147,15 @@ Event = (
     AttemptStarted
     | RoundStarted
     | MappingLearned
+    | TtlChosen
     | Opened
     | Aimed
     | Told
     | Heard
+    | Passed
+    | Complained
+    | Tried
+    | Unrecorded
     | Explained
     | Punched
     | RoundFailed
@@ -110,6 +164,7 @@ Event = (
 
 
 def describe(event: Event) -> str:
-    """One line: the event's name and its fields."""
-    shown = " ".join(f"{field.name}={getattr(event, field.name)}" for field in fields(event))
+    """One line: the event's name and its fields, but for those that are None."""
+    values = ((field.name, getattr(event, field.name)) for field in fields(event))
+    shown = " ".join(f"{name}={value}" for name, value in values if value is not None)
     return f"{type(event).__name__} {shown}"

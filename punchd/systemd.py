@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -35,6 +35,25 @@ def listening_sockets(environment: Mapping[str, str] = os.environ) -> list[socke
     Raises:
         ValueError: what was passed is no listening Unix stream socket; it stays open then.
     """
+    wanted = "a listening Unix stream socket"
+    return _passed(environment, wanted, lambda it: it.family == socket.AF_UNIX and _is_listener(it))
+
+
+def internet_sockets(environment: Mapping[str, str] = os.environ) -> list[tuple[str, socket.socket]]:
+    """The listening TCP sockets and the UDP sockets that the service manager passed; the caller owns them.
+
+    Returns:
+        (name, socket) in the manager's order. The name is that of `FileDescriptorName=`; "" if none came.
+
+    Raises:
+        ValueError: what was passed is neither; it stays open then.
+    """
+    sockets = _passed(environment, "a listening TCP socket or a UDP socket", _is_internet)
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    return [(names[index] if index < len(names) else "", item) for index, item in enumerate(sockets)]
+
+
+def _passed(environment: Mapping[str, str], wanted: str, fits: Callable[[socket.socket], bool]) -> list[socket.socket]:
     if environment.get("LISTEN_PID") != str(os.getpid()):
         return []
     count = environment.get("LISTEN_FDS", "0")
@@ -43,7 +62,7 @@ def listening_sockets(environment: Mapping[str, str] = os.environ) -> list[socke
     sockets: list[socket.socket] = []
     try:
         for fd in range(FIRST_FD, FIRST_FD + int(count)):
-            sockets.append(_listening_socket(fd))
+            sockets.append(_passed_socket(fd, wanted, fits))
     except ValueError:
         for passed in sockets:
             passed.detach()
@@ -51,20 +70,32 @@ def listening_sockets(environment: Mapping[str, str] = os.environ) -> list[socke
     return sockets
 
 
-def _listening_socket(fd: int) -> socket.socket:
-    wanted = f"descriptor {fd} from the service manager: expected a listening Unix stream socket"
+def _passed_socket(fd: int, wanted: str, fits: Callable[[socket.socket], bool]) -> socket.socket:
+    wanted = f"descriptor {fd} from the service manager: expected {wanted}"
     try:
         os.set_inheritable(fd, False)
         passed = socket.socket(fileno=fd)
     except OSError as error:
         raise ValueError(f"{wanted}, got {error.strerror}") from None
-    listens = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    if passed.family != socket.AF_UNIX or passed.type != socket.SOCK_STREAM or not listens:
-        found = f"{passed.family.name} {passed.type.name}{'' if listens else ' that does not listen'}"
+    if not fits(passed):
+        found = f"{passed.family.name} {passed.type.name}{'' if _listens(passed) else ' that does not listen'}"
         passed.detach()
         raise ValueError(f"{wanted}, got {found}")
     passed.setblocking(False)
     return passed
+
+
+def _is_internet(passed: socket.socket) -> bool:
+    is_datagram = passed.type == socket.SOCK_DGRAM
+    return passed.family in {socket.AF_INET, socket.AF_INET6} and (is_datagram or _is_listener(passed))
+
+
+def _is_listener(passed: socket.socket) -> bool:
+    return passed.type == socket.SOCK_STREAM and _listens(passed)
+
+
+def _listens(passed: socket.socket) -> bool:
+    return bool(passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 async def heartbeat(environment: Mapping[str, str] = os.environ) -> None:

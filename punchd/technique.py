@@ -33,11 +33,16 @@ PlanT = TypeVar("PlanT")
 
 
 class Capability(Flag):
-    """Privileges that a technique needs; checked when it is loaded, not in mid-punch."""
+    """Privileges that a technique needs; checked when it is loaded, not in mid-punch.
+
+    LOW_TTL_SYN: a SYN whose death on the way the own stack does not believe, either raw (CAP_NET_RAW) or by an
+    exemption in the host's firewall; see `TcpPort.can_send_raw` and `TcpPort.exempt`.
+    """
 
     NONE = 0
     NET_RAW = auto()
     NET_ADMIN = auto()
+    LOW_TTL_SYN = auto()
 
 
 class Role(Enum):
@@ -144,8 +149,8 @@ class UdpPort(Protocol):
             PunchError: network, when the kernel refuses.
         """
 
-    async def peek(self) -> Datagram | Outlook:
-        """The next datagram, which stays queued until `discard`; or, once, what STUN had to say.
+    async def peek(self) -> Datagram | Complaint | Outlook:
+        """The next datagram, which stays queued until `discard`; or an ICMP error; or, once, what STUN had to say.
 
         A datagram that is left in the queue is the application's to read.
         """
@@ -169,27 +174,31 @@ class Sighted:
         port: the peer's.
         is_outgoing: ours, on its way out (or injected into our own stack); else the peer's, or a NAT's in its name.
         ttl: as it was when the sniffer saw it.
+        is_injected: it never left this host.
     """
 
     segment: Segment
     port: int
     is_outgoing: bool
     ttl: int
+    is_injected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """An ICMP error about a segment of ours.
+    """An ICMP error about a packet of ours.
 
     Attributes:
-        kind: what became of the segment.
+        kind: what became of the packet.
         router: who says so.
         port: the peer's port that it was for.
+        seq: its sequence number, where the error quotes one.
     """
 
     kind: icmp.Kind
     router: IPAddress
     port: int
+    seq: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +230,9 @@ class Connection(Protocol):
     async def result(self) -> int:
         """Wait for the end of the handshake: 0 when the connection stands, else the errno that ended it."""
 
+    def announce(self) -> None:
+        """Tell the peer that it is established here: an ACK one below the next sequence number."""
+
     def drop(self) -> None:
         """Give it up: silently while the handshake lasts, with RST after it."""
 
@@ -231,6 +243,21 @@ class TcpPort(Protocol):
     Raw segments leave from this port towards the peer, injected ones come to this port as if from the peer; there is
     no way to name another address.
     """
+
+    @property
+    def can_send_raw(self) -> bool:
+        """Without CAP_NET_RAW `send`, `inject` and `repeat` do not work, and `sight` tells of no packets."""
+
+    @property
+    def can_exempt(self) -> bool:
+        """Whether `exempt` changes anything on this host."""
+
+    def exempt(self) -> Scope[None]:
+        """Inside this scope the own stack does not hear that segments of this port died on the way (time exceeded).
+
+        Raises:
+            KernelError: the host's firewall cannot be changed now.
+        """
 
     @property
     def local(self) -> Endpoint: ...
@@ -254,7 +281,7 @@ class TcpPort(Protocol):
         """Send a raw segment to that port of the peer, with our usual options if it is a SYN.
 
         Raises:
-            PunchError: refused, when a local firewall forbids it; network, for anything else.
+            PunchError: refused, when a local firewall forbids it; no-privilege; network, for anything else.
         """
 
     def inject(self, flags: Flags, port: int, *, seq: int, ack: int = 0, options: Options) -> None:
@@ -273,11 +300,20 @@ class TcpPort(Protocol):
     async def accept(self) -> Connection:
         """The peer's next connection, established."""
 
-    def connect(self, port: int, isn: int) -> Connection:
-        """Send a SYN with this initial sequence number (1 to 2^32 - 1) at the system's TTL.
+    def connect(self, port: int, isn: int, ttl: int | None = None) -> Connection:
+        """Send a SYN with this initial sequence number (1 to 2^32 - 1); what follows it goes at the system's TTL.
+
+        Args:
+            ttl: the SYN's; None is the system's.
 
         Raises:
-            PunchError: network, when the kernel refuses at once.
+            PunchError: network, when the kernel refuses at once; refused, when the round may send no more.
+        """
+
+    def reconnect(self, connection: Connection, isn: int, ttl: int | None = None) -> None:
+        """Send the SYN again, now, unless the peer's SYN has met the connection; `result` goes on waiting.
+
+        Args and errors: as in `connect`.
         """
 
     def repeat(self, port: int) -> None:

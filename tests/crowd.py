@@ -47,12 +47,14 @@ class Usage:
 
 
 @asynccontextmanager
-async def busy_pair(directory: Path) -> AsyncIterator[tuple[list[RunningDaemon], Daemon, Daemon]]:
+async def busy_pair(
+    directory: Path, techniques: str = "udp"
+) -> AsyncIterator[tuple[list[RunningDaemon], Daemon, Daemon]]:
     """Two daemons with raised limits behind two port-restricted NATs, and a connection to each."""
     settings = directory / "punchd.toml"
     settings.write_text(LIMITS)
     with Laboratory([Site("a", KINDS["apdf"]), Site("b", KINDS["apdf"])]) as laboratory:
-        words = [*stun_arguments(laboratory.stun), "--config", str(settings)]
+        words = [*stun_arguments(laboratory.stun), "--config", str(settings), "--techniques", techniques]
         with daemons([(laboratory.site(name).host, words) for name in "ab"]) as running:
             for daemon in running:
                 await daemon.until_ready()
@@ -60,12 +62,12 @@ async def busy_pair(directory: Path) -> AsyncIterator[tuple[list[RunningDaemon],
                 yield running, a, b
 
 
-async def crowd(a: Daemon, b: Daemon, count: int) -> list[Outcome]:
-    """`count` attempts at once, each with a port of its own; every socket carries a datagram each way."""
+async def crowd(a: Daemon, b: Daemon, count: int, techniques: str = "udp") -> list[Outcome]:
+    """`count` attempts at once, each with a port of its own; every socket carries a datagram's worth each way."""
     outcomes: list[Outcome] = []
 
     async def one() -> None:
-        outcome = await attempt(a, b, timeout_ms=30_000)
+        outcome = await attempt(a, b, timeout_ms=30_000, techniques=techniques)
         outcomes.append(outcome)
         if outcome.connected and await exchange(outcome) != (1, 1):
             raise AssertionError(f"a socket that does not carry: {outcome.explain()}")

@@ -18,6 +18,7 @@ import trio
 import trio.lowlevel
 
 from punchd.client import AttemptError, Connected, Event, OkProbe, Relay
+from punchd.client.options import AttemptOptions
 from punchd.client.trio_client import Daemon
 from tests.natlab import Host
 
@@ -164,6 +165,7 @@ async def attempt(
     channel: Channel | None = None,
     timeout_ms: int = 8000,
     techniques: str = "udp",
+    ttl: int | None = None,
     on_event: Callable[[str, Event], object] = lambda name, event: None,
 ) -> Outcome:
     """A initiates towards B, whose application is `late_s` late; both probe first unless `own` was probed before."""
@@ -182,9 +184,11 @@ async def attempt(
         if channel.watch(token, target is to_b):
             nursery.start_soon(carry)
 
+    chosen_ttl: AttemptOptions = {} if ttl is None else {"ttl": ttl}
+
     async def initiate(nursery: trio.Nursery) -> None:
-        options = {"lport": own_a.lport, "timeout_ms": timeout_ms}
-        async with a.initiate(own_b.ip, own_b.ports, techniques=techniques, **options) as running:  # type: ignore[arg-type]
+        options: AttemptOptions = {"lport": own_a.lport, "timeout_ms": timeout_ms, **chosen_ttl}
+        async with a.initiate(own_b.ip, own_b.ports, techniques=techniques, **options) as running:
 
             async def send(token: str) -> None:
                 await relay(nursery, token, to_b, channel.delay_s)
@@ -198,7 +202,8 @@ async def attempt(
         first = await at_b.receive()
         await trio.sleep(late_s)
         outcome.responded_at = trio.current_time()
-        async with b.respond(first, peer=own_a.ip, lport=own_b.lport, timeout_ms=timeout_ms + 1000) as running:
+        options: AttemptOptions = {"lport": own_b.lport, "timeout_ms": timeout_ms + 1000, **chosen_ttl}
+        async with b.respond(first, peer=own_a.ip, **options) as running:
 
             async def send(token: str) -> None:
                 if channel.back:

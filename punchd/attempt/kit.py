@@ -14,24 +14,33 @@ from contextlib import asynccontextmanager
 import trio
 
 from punchd.attempt.outlook import KnownSide
-from punchd.attempt.port import LearningPort
+from punchd.attempt.port import LearningPort, UdpRecording
 from punchd.attempt.tcp_port import LearningTcpPort, RoundTcpPort
 from punchd.endpoint import Endpoint, IPAddress
 from punchd.errors import Code, PunchError
-from punchd.events import Event, MappingLearned
-from punchd.technique import Datagram, Hole
+from punchd.events import Event, MappingLearned, Unrecorded
+from punchd.kernel.firewall import Firewall, NoFirewall
+from punchd.kernel.udp import Complained
+from punchd.technique import Complaint, Datagram, Hole
 from punchd.wire.token import Card
 
 UNHEARD_CARDS = 16  # cards of the peer that a technique has not yet asked for; more are dropped
 
 
 class AttemptPorts:
-    """The ports of one attempt, bound before it starts, and the STUN servers to ask for them.
+    """The ports of one attempt, bound before it starts, the STUN servers to ask for them, and the host's firewall.
 
     Owns the ports: `close` closes what was not handed over.
     """
 
-    def __init__(self, udp: LearningPort | None, stun: Sequence[Endpoint], tcp: LearningTcpPort | None = None) -> None:
+    def __init__(
+        self,
+        udp: LearningPort | None,
+        stun: Sequence[Endpoint],
+        tcp: LearningTcpPort | None = None,
+        firewall: Firewall | None = None,
+    ) -> None:
+        self.firewall = firewall or NoFirewall()
         self.udp = udp
         self.tcp = tcp
         self.stun = stun
@@ -77,6 +86,7 @@ class RoundKit:
         ports: AttemptPorts,
         tell: Callable[[Card], None],
         emit: Callable[[Event], None],
+        record: Callable[[bytes], None] | None = None,
     ) -> None:
         self.nonce = nonce
         self._peer = peer
@@ -84,6 +94,7 @@ class RoundKit:
         self._ports = ports
         self._tell = tell
         self._emit = emit
+        self._record = record
         self._is_retired = False
         self.hole: Hole | None = None  # what was handed over; whoever runs the technique closes it if nobody gets it
         self._cards_in, self._cards = trio.open_memory_channel[Card](UNHEARD_CARDS)
@@ -99,14 +110,45 @@ class RoundKit:
         """The attempt's port; it stays bound for a later round unless it is handed over."""
         if self._ports.udp is None:
             raise PunchError(Code.NETWORK, "the attempt has no UDP port")
-        self._ports.udp.ask(self._ports.stun)
-        yield RoundUdpPort(self._ports, self._ports.udp, self._peer, self._packets, self)
+        async with self._recording(self._ports.udp):
+            self._ports.udp.ask(self._ports.stun)
+            yield RoundUdpPort(self._ports, self._ports.udp, self._peer, self._packets, self)
+
+    @asynccontextmanager
+    async def _recording(self, port: LearningPort) -> AsyncIterator[None]:
+        """Record a UDP port's packets, if anybody wants them and the daemon may."""
+        if self._record is None:
+            yield
+            return
+        try:
+            recording = UdpRecording(port.local, self._record)
+        except PunchError as error:
+            self.emit(Unrecorded(str(error)))
+            yield
+            return
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(recording.run)
+                yield
+                nursery.cancel_scope.cancel()
+        finally:
+            recording.close()
 
     @asynccontextmanager
     async def tcp(self) -> AsyncIterator[RoundTcpPort]:
         """The round's port; it stays held, and its STUN connections open, until the attempt ends or renews it."""
         own = self._ports.tcp_of_round()
-        port = RoundTcpPort(own, self._peer, self._packets, self.keep)
+        port = RoundTcpPort(
+            own,
+            self._peer,
+            self._packets,
+            self.keep,
+            self._record,
+            firewall=self._ports.firewall,
+            nonce=self.nonce,
+        )
+        if self._record is not None and not port.is_sniffing:
+            self.emit(Unrecorded("sniffing needs CAP_NET_RAW"))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(port.watch)
@@ -170,11 +212,17 @@ class RoundUdpPort:
             self._packets_left -= 1
             self._port.send(data, Endpoint(self._peer, port), ttl)
 
-    async def peek(self) -> Datagram | KnownSide:
-        news = await self._port.peek()
-        if isinstance(news, KnownSide):
-            self._emit_learned(news)
-        return news
+    async def peek(self) -> Datagram | Complaint | KnownSide:
+        while True:
+            match await self._port.peek():
+                case Complained(complaint, about):
+                    if about == self._peer:
+                        return complaint
+                case KnownSide() as known:
+                    self._emit_learned(known)
+                    return known
+                case Datagram() as datagram:
+                    return datagram
 
     def discard(self) -> None:
         self._port.discard()

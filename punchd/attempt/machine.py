@@ -187,6 +187,8 @@ class Machine:
         if entry is None:
             return []
         method, after = entry
+        if isinstance(what, Broke):  # the verdict repeats what broke the last technique
+            self._explanation = "; ".join(text for text in (what.text, self._explanation) if text)
         actions: list[Action] = getattr(self, method)(what, now)
         if self.state not in after:
             raise AssertionError(f"{method} led to {self.state}, the table allows {after}")
@@ -258,7 +260,8 @@ class Machine:
 
     def _be_aborted(self, token: Token, now: float) -> list[Action]:
         why = _FAREWELL_WORDS[token.farewell] if token.farewell is not None else "no reason given"
-        return self._end(Code.PEER_ABORT, f"the other side gave up: {why}", None)
+        here = f"; here: {self._explanation}" if self._explanation else ""
+        return self._end(Code.PEER_ABORT, f"the other side gave up: {why}{here}", None)
 
     def _time_out(self, _: None, now: float) -> list[Action]:
         running = self.state is not State.WAITING
@@ -277,7 +280,7 @@ class Machine:
     def _fail_round(self, reason: Code, text: str) -> Failed:
         self._failures.append(f"{self.technique} {reason}")
         self._round_deadline = None
-        return Failed(self.round, self.technique, reason, f"{text}; {self._explanation}" if self._explanation else text)
+        return Failed(self.round, self.technique, reason, "; ".join(part for part in (text, self._explanation) if part))
 
     def _so_far(self) -> str:
         """The reasons of all rounds, and the last technique's explanation."""
@@ -330,7 +333,7 @@ class Machine:
         return self._go_on(Code.PEER_SKIP, f"the other side skips it: {why}", now)
 
     def _give_round_up(self, broke: Broke, now: float) -> list[Action]:
-        return self._go_on(broke.reason, broke.text, now)
+        return self._go_on(broke.reason, "", now)
 
     def _run_out_unprepared(self, _: None, now: float) -> list[Action]:
         return self._go_on(Code.TIMEOUT, "its preparation took too long", now)
@@ -387,7 +390,7 @@ class Machine:
 
     def _skip(self, broke: Broke, now: float) -> list[Action]:
         farewell = _SKIP_REASONS.get(broke.reason, Farewell.UNSUPPORTED)
-        failed = self._fail_round(broke.reason, broke.text)
+        failed = self._fail_round(broke.reason, "")
         self.state = State.WAITING
         return [StopTechnique(), self._token(Kind.SKIP, farewell=farewell), failed]
 

@@ -8,18 +8,19 @@ nothing is read ahead (`punchd.kernel.udp` says why that matters).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
 from punchd.attempt.outlook import KnownSide
 from punchd.endpoint import Endpoint
-from punchd.errors import Code, PunchError
-from punchd.kernel.udp import UdpSocket
+from punchd.errors import Code, DecodeError, PunchError
+from punchd.kernel.sniffer import Captured, Sniffer
+from punchd.kernel.udp import Complained, UdpSocket
 from punchd.nat.discover import Datagram as Question
 from punchd.nat.discover import Discovered, Discovery
 from punchd.technique import Datagram
-from punchd.wire import stun
+from punchd.wire import icmp, ip, stun
 
 KEEPALIVE_S = 15.0  # RFC 8489 §12 and RFC 8445 §11: NATs may forget a UDP mapping after 30 s
 
@@ -35,6 +36,7 @@ class LearningPort:
         self._servers: tuple[Endpoint, ...] = ()
         self.outlook = known
         self.local = known.local
+        self.on_discovered: Callable[[KnownSide], None] = lambda known: None  # told what STUN said; must not block
 
     def ask(self, servers: Sequence[Endpoint]) -> None:
         """Ask STUN servers, unless that was done or could add nothing. Returns at once."""
@@ -60,8 +62,11 @@ class LearningPort:
             )
         return self.outlook
 
-    async def peek(self) -> Datagram | KnownSide:
-        """The next datagram that is not STUN's, left in the queue; or, once, what STUN's answers add up to."""
+    async def peek(self) -> Datagram | Complained | KnownSide:
+        """The next datagram that is not STUN's, left in the queue; or an ICMP error; or, once, what STUN's answers are.
+
+        Datagrams come before errors, so that nobody's errors keep the peer waiting.
+        """
         while True:
             if self._discovery is not None and not self._reported and (found := self._discovery.result()) is not None:
                 return self._conclude(found)
@@ -73,6 +78,8 @@ class LearningPort:
                 continue
             first = self._socket.peek()
             if first is None:
+                if (complained := self._socket.complained()) is not None:
+                    return complained
                 continue
             data, source = first
             if self._discovery is None or not self._discovery.handle_datagram(data, source, trio.current_time()):
@@ -117,4 +124,44 @@ class LearningPort:
         self._reported = True
         self._failure = found.reason
         self.outlook = self.outlook.with_discovered(found)
+        self.on_discovered(self.outlook)
         return self.outlook
+
+
+class UdpRecording:
+    """Copies of a UDP port's packets, and of ICMP errors about them, for a trace. Whoever made it closes it."""
+
+    def __init__(self, local: Endpoint, record: Callable[[bytes], None]) -> None:
+        """Start to look.
+
+        Raises:
+            PunchError: no-privilege, without CAP_NET_RAW.
+        """
+        self._local = local
+        self._record = record
+        self._sniffer = Sniffer(local.ip.version, local.port, ip.UDP)
+
+    async def run(self) -> None:
+        while True:
+            self._take(await self._sniffer.capture())
+
+    def close(self) -> None:
+        while (captured := self._sniffer.take()) is not None:
+            self._take(captured)
+        self._sniffer.close()
+
+    def _take(self, captured: Captured) -> None:
+        if self._is_ours(captured) and not (captured.is_loopback and captured.is_outgoing):
+            self._record(captured.data)
+
+    def _is_ours(self, captured: Captured) -> bool:
+        try:
+            packet = ip.decode(captured.data, truncated=True)
+            if packet.protocol != ip.UDP:
+                error = icmp.decode(packet.payload, packet.protocol)
+                return error is not None and error.quoted.is_from(ip.UDP, self._local.port)
+        except DecodeError:
+            return False
+        ports = packet.payload[:4]
+        own = ports[2:] if packet.destination == self._local.ip else ports[:2]
+        return int.from_bytes(own, "big") == self._local.port

@@ -54,9 +54,11 @@ class Attempt:
         techniques: those of the plan, by name.
         ports: the attempt's, which owns them from now on.
         peer_ports: the peer's as the application named them (initiator); an offer names its own.
-        ttl, packets_per_port, packets: see `punchd.technique.Facts`.
+        ttl: the low TTL, asked for when a round begins.
+        packets_per_port, packets: see `punchd.technique.Facts`.
         voice: where news goes.
         emit: told of every event, for logs and traces.
+        record: gets a copy of every packet, for traces.
     """
 
     def __init__(
@@ -66,11 +68,12 @@ class Attempt:
         techniques: Mapping[str, Technique[Any]],
         ports: AttemptPorts,
         peer_ports: PortSet | None,
-        ttl: int,
+        ttl: Callable[[], int],
         packets_per_port: int,
         packets: int,
         voice: Voice,
         emit: Callable[[events.Event], None],
+        record: Callable[[bytes], None] | None = None,
     ) -> None:
         self.machine = Machine(plan)
         self._plan = plan
@@ -82,6 +85,7 @@ class Attempt:
         self._packets = packets
         self._voice = voice
         self._emit_outside = emit
+        self._record = record
         self._nursery: trio.Nursery | None = None
         self._running: trio.CancelScope | None = None  # the technique's; None when none runs
         self._quiet: trio.Event | None = None  # set when the last technique's task is gone, and with it its readers
@@ -184,6 +188,7 @@ class Attempt:
             ports=self._ports,
             tell=lambda card: self.feed(moves.Said(card)),
             emit=self._emit,
+            record=self._record,
         )
         before, self._quiet = self._quiet, trio.Event()
         self._nursery.start_soon(self._take_turns, action, self._kit, self._running, (before, self._quiet))
@@ -249,7 +254,7 @@ class Attempt:
             role=Role.INITIATOR if offer is None else Role.RESPONDER,
             peer=self._plan.peer,
             peer_ports=peer_ports,
-            ttl=self._ttl,
+            ttl=self._ttl(),
             packets_per_port=self._packets_per_port,
             packets=self._packets,
             reversed_roles=action.reversed_roles,

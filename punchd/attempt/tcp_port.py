@@ -8,9 +8,11 @@ packets go from this port to the attempt's peer, and into the own stack only tow
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
 import trio
@@ -19,8 +21,10 @@ from punchd.attempt.outlook import KnownSide
 from punchd.endpoint import Endpoint, IPAddress
 from punchd.errors import Code, DecodeError, PunchError
 from punchd.kernel import tcp as sockets
+from punchd.kernel.firewall import Firewall
 from punchd.kernel.raw import RawSender
 from punchd.kernel.sniffer import Captured, Sniffer
+from punchd.kernel.syn_options import syn_options
 from punchd.nat.discover import Discovered
 from punchd.nat.tcp_stun import TcpStun
 from punchd.technique import Agreed, Complaint, Connection, Hole, Outlook, Sighted
@@ -31,16 +35,6 @@ SIGHTINGS = 256  # that a technique has not asked for yet; more are dropped, it 
 CONNECTIONS = 64  # of one round that are open at once: each of 16 ports that a card can name, and retries
 TTL = 64  # of raw segments that are to arrive; RFC 1700
 WINDOW = 64_240  # bytes, what Linux offers in a SYN over Ethernet
-# What a Linux SYN says over Ethernet, without timestamps: those cannot be made up for a stack that has its own clock.
-SYN_OPTIONS = Options(mss=1460, window_scale=7, sack_permitted=True)
-SYN_OPTIONS_6 = Options(mss=1440, window_scale=7, sack_permitted=True)
-_TCP_INFO_WSCALE = 6  # offset in struct tcp_info: snd_wscale:4, rcv_wscale:4
-_TCP_INFO_ADVMSS = struct.Struct("I")
-_ADVMSS_OFFSET = 84  # tcpi_advmss
-
-
-def syn_options(version: int) -> Options:
-    return SYN_OPTIONS_6 if version == 6 else SYN_OPTIONS
 
 
 class LearningTcpPort:
@@ -50,6 +44,7 @@ class LearningTcpPort:
         self.placeholder = placeholder
         self.local = placeholder.local
         self.outlook = known
+        self.on_discovered: Callable[[KnownSide], None] = lambda known: None  # told what STUN said; must not block
         self._stun: TcpStun | None = None
         self._asking = False
         self._raw: RawSender | None = None
@@ -59,8 +54,8 @@ class LearningTcpPort:
         """Send the SYNs to STUN servers, unless that was done or could add nothing; whether `finish` is due."""
         if self.outlook.is_complete or self._stun is not None:
             return self._asking
-        self._raw = RawSender(self.local.ip.version)
-        self._stun = TcpStun(self.local, self._nudge)
+        self._raw = _raw_sender(self.local.ip.version)
+        self._stun = TcpStun(self.local, self._nudge if self._raw is not None else None)
         self._stun.begin(servers)
         self._asking = True
         return True
@@ -118,16 +113,16 @@ class LearningTcpPort:
     def _conclude(self, found: Discovered) -> None:
         self.failure = found.reason
         self.outlook = self.outlook.with_discovered(found)
+        self.on_discovered(self.outlook)
 
     def _nudge(self, connecting: socket.socket, remote: Endpoint, isn: int) -> None:
-        """A copy of a connecting socket's SYN, with the options that the kernel chose for it."""
+        """A copy of a connecting socket's SYN."""
         if self._raw is None:
             return
-        info = connecting.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-        (mss,) = _TCP_INFO_ADVMSS.unpack_from(info, _ADVMSS_OFFSET)
-        options = Options(mss=mss, window_scale=info[_TCP_INFO_WSCALE] >> 4, sack_permitted=True)
+        options = syn_options(self.local.ip, remote.ip)
         copy = Segment(self.local.port, remote.port, isn, 0, Flags.SYN, WINDOW, options)
-        self._raw.send(_packet(copy, self.local.ip, remote.ip, TTL), remote.ip)
+        with suppress(PunchError):  # a local firewall may forbid it; the kernel's own repetition comes later
+            self._raw.send(_packet(copy, self.local.ip, remote.ip, TTL), remote.ip)
 
 
 @dataclass(eq=False, slots=True)
@@ -138,37 +133,65 @@ class RoundConnection:
     port: int
 
     async def result(self) -> int:
-        return await sockets.established(self.socket)
+        while (current := self.socket).fileno() >= 0:
+            with suppress(trio.ClosedResourceError, OSError):  # replaced, just now or just before its news was read
+                return await sockets.established(current)
+        return errno.EBADF  # there is no socket: replacing it failed
+
+    def is_unanswered(self) -> bool:
+        return self.socket.fileno() < 0 or sockets.is_unanswered(self.socket)
+
+    def announce(self) -> None:
+        sockets.announce(self.socket)
 
     def drop(self) -> None:
         if self.socket.fileno() < 0:
             return
         if not sockets.is_synchronized(self.socket):
+            trio.lowlevel.notify_closing(self.socket)
             sockets.close_silently(self.socket)  # a RST of ours would spoil the NATs for a later round
             return
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
 
+def _raw_sender(version: int) -> RawSender | None:
+    """None without CAP_NET_RAW."""
+    try:
+        return RawSender(version)
+    except PunchError:
+        return None
+
+
 class RoundTcpPort:
     """One round's use of a port. Implements `punchd.technique.TcpPort`; `close` it.
 
-    Raises:
-        PunchError: no-privilege, without CAP_NET_RAW.
+    Without CAP_NET_RAW nothing is sniffed, and nothing but connections leaves.
     """
 
-    def __init__(self, port: LearningTcpPort, peer: IPAddress, packets: int, keep: Callable[[Hole], Hole]) -> None:
+    def __init__(
+        self,
+        port: LearningTcpPort,
+        peer: IPAddress,
+        packets: int,
+        keep: Callable[[Hole], Hole],
+        record: Callable[[bytes], None] | None = None,
+        *,
+        firewall: Firewall,
+        nonce: bytes,
+    ) -> None:
+        self._firewall = firewall
+        self._nonce = nonce
+        self._family = socket.AF_INET6 if peer.version == 6 else socket.AF_INET
         self._port = port
         self._keep = keep
+        self._record = record
         self._peer = peer
         self._packets_left = packets
         self.local = port.local
-        self._raw = RawSender(peer.version)
-        try:
-            self._sniffer = Sniffer(peer.version, self.local.port)
-        except PunchError:
-            self._raw.close()
-            raise
+        self._syn_options = syn_options(self.local.ip, peer)
+        self._raw = _raw_sender(peer.version)
+        self._sniffer = Sniffer(peer.version, self.local.port) if self._raw is not None else None
         self._connections: list[RoundConnection] = []
         self._last_out: dict[int, Segment] = {}
         self._is_listening = False
@@ -176,11 +199,15 @@ class RoundTcpPort:
         self._learned = trio.Event()
         self._sightings_in, self._sightings = trio.open_memory_channel[Sighted | Complaint | Outlook](SIGHTINGS)
 
+    @property
+    def is_sniffing(self) -> bool:
+        return self._sniffer is not None
+
     # --- tasks that the kit runs -----------------------------------------------------------------------------------
 
     async def watch(self) -> None:
         """Bring what the sniffer sees to whoever asks."""
-        while True:
+        while self._sniffer is not None:
             sighting = self._read(await self._sniffer.capture())
             if sighting is not None:
                 self._bring(sighting)
@@ -194,14 +221,30 @@ class RoundTcpPort:
     def close(self) -> None:
         """A technique that kept this object can do nothing more with it."""
         self._is_closed = True
+        while self._record is not None and self._sniffer and (captured := self._sniffer.take()) is not None:
+            self._read(captured)
         for connection in self._connections:
             connection.drop()
         if self._is_listening:
             self._port.placeholder.deafen()
-        self._raw.close()
-        self._sniffer.close()
+        if self._raw is not None:
+            self._raw.close()
+        if self._sniffer is not None:
+            self._sniffer.close()
 
     # --- technique.TcpPort -----------------------------------------------------------------------------------------
+
+    @property
+    def can_send_raw(self) -> bool:
+        return self._raw is not None
+
+    @property
+    def can_exempt(self) -> bool:
+        return self._family in self._firewall.families
+
+    def exempt(self) -> AbstractAsyncContextManager[None]:
+        self._check_open()
+        return self._firewall.exempt(self.local.port, self._family, self._nonce)
 
     @property
     def outlook(self) -> KnownSide:
@@ -209,7 +252,7 @@ class RoundTcpPort:
 
     @property
     def syn_options(self) -> Options:
-        return syn_options(self._peer.version)
+        return self._syn_options
 
     async def learn(self) -> KnownSide:
         if not self.outlook.is_complete:
@@ -217,7 +260,7 @@ class RoundTcpPort:
         return self._port.check_address()
 
     def send(self, flags: Flags, port: int, *, seq: int, ack: int = 0, ttl: int | None = None) -> None:
-        options = syn_options(self._peer.version) if flags & Flags.SYN else Options()
+        options = self._syn_options if flags & Flags.SYN else Options()
         self._send(Segment(self.local.port, port, seq, ack, flags, WINDOW, options), ttl or TTL)
 
     def inject(self, flags: Flags, port: int, *, seq: int, ack: int = 0, options: Options) -> None:
@@ -225,7 +268,7 @@ class RoundTcpPort:
         if not self._is_listening and not any(own.port == port for own in self._connections):
             raise PunchError(Code.REFUSED, f"nothing here waits for port {port} of the peer")
         forged = Segment(port, self.local.port, seq, ack, flags, WINDOW, options)
-        self._raw.send(_packet(forged, self._peer, self.local.ip, TTL), self.local.ip)
+        self._send_raw(_packet(forged, self._peer, self.local.ip, TTL), self.local.ip)
 
     async def sight(self) -> Sighted | Complaint | Outlook:
         return await self._sightings.receive()
@@ -244,11 +287,18 @@ class RoundTcpPort:
                 return connection
             connection.drop()
 
-    def connect(self, port: int, isn: int) -> Connection:
+    def connect(self, port: int, isn: int, ttl: int | None = None) -> Connection:
         self._check_room()
-        made = RoundConnection(sockets.begin_connect(self.local, Endpoint(self._peer, port), isn), port)
+        made = RoundConnection(sockets.begin_connect(self.local, Endpoint(self._peer, port), isn, ttl), port)
         self._connections.append(made)
         return made
+
+    def reconnect(self, connection: Connection, isn: int, ttl: int | None = None) -> None:
+        chosen = next(own for own in self._connections if own is connection)
+        if chosen.is_unanswered():
+            self._check_room()
+            chosen.drop()  # only one socket can have these two ends
+            chosen.socket = sockets.begin_connect(self.local, Endpoint(self._peer, chosen.port), isn, ttl)
 
     def repeat(self, port: int) -> None:
         last = self._last_out.get(port)
@@ -286,7 +336,12 @@ class RoundTcpPort:
         self._check_open()
         if self._packets_left > 0:
             self._packets_left -= 1
-            self._raw.send(_packet(segment, self.local.ip, self._peer, ttl), self._peer)
+            self._send_raw(_packet(segment, self.local.ip, self._peer, ttl), self._peer)
+
+    def _send_raw(self, packet: bytes, destination: IPAddress) -> None:
+        if self._raw is None:
+            raise PunchError(Code.NO_PRIVILEGE, "a raw socket needs CAP_NET_RAW")
+        self._raw.send(packet, destination)
 
     def _bring(self, sighting: Sighted | Complaint | Outlook) -> None:
         try:
@@ -298,22 +353,38 @@ class RoundTcpPort:
         try:
             packet = ip.decode(captured.data, truncated=len(captured.data) >= 2048)
             if packet.protocol != socket.IPPROTO_TCP:
-                return self._complaint(icmp.decode(packet.payload, packet.protocol), packet.source)
+                error = icmp.decode(packet.payload, packet.protocol)
+                if error is None or not error.quoted.is_from(ip.TCP, self.local.port):
+                    return None
+                self._keep_trace(captured)
+                return self._complaint(error, packet.source)
             segment = tcp.decode(packet.payload)
         except DecodeError:
             return None
+        own_port = segment.destination_port if packet.destination == self.local.ip else segment.source_port
+        if own_port != self.local.port:
+            return None
+        self._keep_trace(captured)
+        if captured.is_loopback:  # what was injected
+            is_peers = packet.source == self._peer and not captured.is_outgoing
+            return Sighted(segment, segment.source_port, True, packet.ttl, True) if is_peers else None
         if packet.source == self.local.ip and packet.destination == self._peer:
-            if segment.flags & Flags.SYN and packet.ttl >= TTL and segment.source_port == self.local.port:
+            if segment.flags & Flags.SYN and packet.ttl >= TTL:
                 self._last_out[segment.destination_port] = segment
             return Sighted(segment, segment.destination_port, True, packet.ttl)
         if packet.source == self._peer and packet.destination == self.local.ip and not captured.is_outgoing:
             return Sighted(segment, segment.source_port, False, packet.ttl)
         return None
 
-    def _complaint(self, error: icmp.Error | None, router: IPAddress) -> Complaint | None:
-        if error is None or error.quoted.source.port != self.local.port or error.quoted.destination.ip != self._peer:
+    def _complaint(self, error: icmp.Error, router: IPAddress) -> Complaint | None:
+        if error.quoted.destination.ip != self._peer:
             return None
-        return Complaint(error.kind, router, error.quoted.destination.port)
+        return Complaint(error.kind, router, error.quoted.destination.port, error.quoted.seq)
+
+    def _keep_trace(self, captured: Captured) -> None:
+        """For the trace; what stays in this host is seen twice."""
+        if self._record is not None and not (captured.is_loopback and captured.is_outgoing):
+            self._record(captured.data)
 
 
 def _packet(segment: Segment, source: IPAddress, destination: IPAddress, ttl: int) -> bytes:

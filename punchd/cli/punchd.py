@@ -1,13 +1,11 @@
 """`punchd`, the daemon.
 
-Starting goes from what needs every privilege to what needs none: settings, techniques, the socket; then all
-capabilities but two are dropped; then trio starts. Exit codes: 0 after a stop, 2 for a wrong command line, 78
+Starting goes from what needs every privilege to what needs none: settings, techniques, the firewall, the socket; then
+all capabilities but two are dropped; then trio starts. Exit codes: 0 after a stop, 2 for a wrong command line, 78
 (EX_CONFIG) for settings or a host that it cannot start with, which a service manager should not try again, 130 after
 a second Ctrl-C.
 
-Signals. Until the socket is bound there is nothing to clean up, and a signal ends the process as it is; Python's own
-way, an exception, gets lost in code that swallows exceptions (measured: 6 of 960 while modules are imported). From the
-socket on signals wait until trio listens to them; then each of them is a stop like any other.
+Signals: see `punchd.cli.process`; each of them is a stop.
 """
 
 from __future__ import annotations
@@ -21,20 +19,20 @@ import pwd
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from punchd import __version__, config, logs, systemd
+from punchd.cli import process
+from punchd.cli.process import EX_CONFIG, Parser, one_line, signals_wait
 from punchd.config import Config
 from punchd.errors import ConfigError, PunchdError
 
 if TYPE_CHECKING:
     from punchd.control.registry import Registry
+    from punchd.kernel.firewall import Firewall
 
-EX_USAGE = 2  # what argparse and most programs use
-EX_CONFIG = 78
-EX_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SERVICE_USER = "_punchd"
 SERVICE_GROUP = "punchd"
@@ -42,15 +40,8 @@ SERVICE_GROUP = "punchd"
 log = logging.getLogger("punchd")
 
 
-class _Parser(argparse.ArgumentParser):
-    """One line for a wrong command line, as for every other reason not to start."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EX_USAGE, f"punchd: {_one_line(message)}; see punchd --help\n")
-
-
 def arguments() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="punchd",
         description="Gives local programs connected sockets to peers behind NATs.",
         allow_abbrev=False,
@@ -63,12 +54,18 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--mode", metavar="OCTAL", help="mode of the socket (default: 0660, or 0600 without a group)")
     parser.add_argument(
-        "--ttl", metavar="N", type=int, help="TTL of packets that die before the peer's NAT (default: 4)"
+        "--ttl",
+        metavar="N",
+        type=int,
+        help="TTL of packets that die before the peer's NAT (default: learnt, 4 until then)",
     )
     parser.add_argument("--techniques", metavar="LIST", help="comma-separated; their order is that of `auto`")
+    parser.add_argument(
+        "--firewall", metavar="F", help=f"makes exemptions where needed: {', '.join(config.FIREWALLS)} (default: auto)"
+    )
     parser.add_argument("--log-level", metavar="L", help=f"{', '.join(config.LOG_LEVELS)} (default: info)")
     parser.add_argument("--log-format", metavar="F", help="text or json (default: text)")
-    parser.add_argument("--trace", metavar="DIR", help="write one explanation of each attempt there")
+    parser.add_argument("--trace", metavar="DIR", help="write an explanation and the packets of each attempt there")
     parser.add_argument("--check-config", action="store_true", help="say whether the settings are right, and exit")
     parser.add_argument("--version", action="version", version=f"punchd {__version__}")
     return parser
@@ -98,43 +95,7 @@ def settings(given: argparse.Namespace) -> Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    with _interrupts_kill():
-        try:
-            return _main(arguments().parse_args(argv))
-        except KeyboardInterrupt:
-            return EX_INTERRUPTED
-        except BaseExceptionGroup as group:  # trio's way to raise one
-            if group.split(KeyboardInterrupt)[1] is not None:
-                raise
-            return EX_INTERRUPTED
-
-
-@contextlib.contextmanager
-def _interrupts_kill() -> Iterator[None]:
-    """SIGINT ends the process at once, unless whoever started it has it ignored."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """From here to `_stop_on_signal` signals wait; from there to the end an interrupt is trio's KeyboardInterrupt."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    killing = signal.getsignal(signal.SIGINT)
-    if killing is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, killing)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process.run(lambda: _main(arguments().parse_args(argv)))
 
 
 def _main(given: argparse.Namespace) -> int:
@@ -147,27 +108,31 @@ def _main(given: argparse.Namespace) -> int:
         logs.set_up(chosen.log_level, chosen.log_format)
         return _start(chosen)
     except PunchdError as error:
-        print(f"punchd: {_one_line(str(error))}", file=sys.stderr)
+        print(f"punchd: {one_line(str(error))}", file=sys.stderr)
         return EX_CONFIG
-
-
-def _one_line(text: str) -> str:
-    """Paths and keys may hold line feeds and worse; a log or a terminal gets them escaped."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _start(chosen: Config) -> int:
     techniques = _load_techniques(chosen)
     allowed_uids = frozenset(_uid(user) for user in chosen.allow_users) or None
     service = _service_user()
-    with _signals_wait(), contextlib.ExitStack() as owned:
+    with (
+        contextlib.closing(_firewall(chosen, techniques)) as firewall,
+        signals_wait(STOPPING),
+        contextlib.ExitStack() as owned,
+    ):
         sockets = _sockets(chosen, service, owned)
-        registry = _drop_and_register(techniques, service)
+        registry = _drop_and_register(techniques, service, firewall)
         if chosen.trace is not None and not os.access(chosen.trace, os.W_OK | os.X_OK):
             raise ConfigError(f"trace {chosen.trace}: expected a directory that uid {os.geteuid()} can write to")
-        import trio  # after the capabilities are dropped: they belong to threads, and trio makes some
+        if chosen.trace is not None:
+            from punchd.attempt import trace
 
-        trio.run(_serve, chosen, registry, allowed_uids, sockets)
+            trace.prepare()
+        import trio
+
+        # After the capabilities are dropped: they belong to threads, and trio's run makes some.
+        trio.run(_serve, chosen, registry, firewall, allowed_uids, sockets)
     return 0
 
 
@@ -186,6 +151,19 @@ def _load_techniques(chosen: Config) -> list[Any]:
     for name in absent:
         log.info("technique %s: not installed", name)
     return found
+
+
+def _firewall(chosen: Config, techniques: list[Any]) -> Firewall:
+    """The backend for exemptions, opened before anything is dropped: its files are root's. `auto` opens one only
+    where a technique could ask for it, a named one in any case.
+
+    A signal may end the process here: nft's table goes with it, and iptables' is not changed but by a sweep.
+    """
+    from punchd.kernel.firewall import choose
+    from punchd.technique import Capability
+
+    is_wanted = any(Capability.LOW_TTL_SYN in technique.needs for technique in techniques)
+    return choose(chosen.firewall if is_wanted or chosen.firewall != "auto" else "none")
 
 
 def _service_user() -> pwd.struct_passwd | None:
@@ -246,15 +224,15 @@ def _owner_name(service: pwd.struct_passwd | None) -> str:
     return f"root and {service.pw_name}" if service is not None else f"root and uid {os.geteuid()}"
 
 
-def _drop_and_register(techniques: list[Any], service: pwd.struct_passwd | None) -> Registry:
-    from punchd.control.registry import Registry
+def _drop_and_register(techniques: list[Any], service: pwd.struct_passwd | None, firewall: Firewall) -> Registry:
+    from punchd.control.registry import Registry, with_firewall
     from punchd.kernel import privileges
 
     if privileges.can_drop():
         privileges.drop(service)
         if service is None:
             log.info("no user %s: staying uid 0, with CAP_NET_RAW and CAP_NET_ADMIN only", SERVICE_USER)
-    registry = Registry(techniques, privileges.held())
+    registry = Registry(techniques, with_firewall(privileges.held(), can_exempt=bool(firewall.families)))
     for name, missing in registry.lacking.items():
         log.warning("technique %s cannot be used: it needs %s", name, missing)
     if not registry.usable:
@@ -263,7 +241,11 @@ def _drop_and_register(techniques: list[Any], service: pwd.struct_passwd | None)
 
 
 async def _serve(
-    chosen: Config, registry: Registry, allowed_uids: frozenset[int] | None, sockets: list[socket.socket]
+    chosen: Config,
+    registry: Registry,
+    firewall: Firewall,
+    allowed_uids: frozenset[int] | None,
+    sockets: list[socket.socket],
 ) -> None:
     import trio
 
@@ -272,21 +254,26 @@ async def _serve(
     from punchd.control.requests import Rules
     from punchd.control.server import Server
     from punchd.control.state import DaemonState
+    from punchd.kernel.route_changes import RouteChanges
     from punchd.kernel.routes import Routes
+    from punchd.nat.low_ttl import LowTtls
     from punchd.nat.servers import StunServers
 
     stop = trio.Event()
-    with Routes() as routes:
+    with Routes() as routes, RouteChanges() as changes:
+        low_ttls = None if chosen.ttl_was_named else LowTtls(changes.happened)
         state = DaemonState(
             config=chosen,
             registry=registry,
             rules=Rules(registry.names, chosen.allow_private),
-            launcher=Launcher(chosen, registry, routes, StunServers(chosen.stun)),
+            launcher=Launcher(chosen, registry, routes, StunServers(chosen.stun), low_ttls=low_ttls, firewall=firewall),
             quotas=Quotas(chosen.limits),
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, stop)  # READY means that a signal is heard, too
             nursery.start_soon(systemd.heartbeat)
+            if low_ttls is not None:
+                nursery.start_soon(low_ttls.run)
             systemd.notify("READY=1")
             places = ", ".join(str(item.getsockname()) for item in sockets)
             log.info("serving %s with %s", places, ", ".join(registry.usable))

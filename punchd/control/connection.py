@@ -239,12 +239,12 @@ class Connection:
             self._take_slot()
             undo.callback(self.release_slot)
             if isinstance(request, Initiate):
-                attempt = await launcher.initiate(request, kept, voice, voice.recorder.emit)
+                attempt = await launcher.initiate(request, kept, voice, voice.recorder.emit, voice.recorder.record)
             else:
                 self._refuse_own(request.token.nonce)
                 self._state.known.begin(request.token, trio.current_time())
                 undo.callback(self._state.known.end, request.token.nonce, None, trio.current_time())
-                attempt = await launcher.respond(request, kept, voice, voice.recorder.emit)
+                attempt = await launcher.respond(request, kept, voice, voice.recorder.emit, voice.recorder.record)
             undo.pop_all()
         self._attempts[request.id] = attempt
         self._alive.add(attempt)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from punchd.attempt import machine
@@ -25,10 +26,12 @@ from punchd.control.registry import Registry
 from punchd.control.requests import Initiate, Options, Probe, Protocol, Respond
 from punchd.endpoint import Endpoint, IPAddress, PortSet, objection
 from punchd.errors import Code, DeniedError, KernelError, PunchError
-from punchd.events import Event
+from punchd.events import Event, TtlChosen
+from punchd.kernel.firewall import Firewall, NoFirewall
 from punchd.kernel.routes import Routes
 from punchd.kernel.tcp import reserve
 from punchd.kernel.udp import UdpSocket
+from punchd.nat.low_ttl import LowTtls
 from punchd.nat.servers import StunServers
 from punchd.wire.token import NONCE_SIZE, Card, Kind, Token
 
@@ -48,9 +51,16 @@ class Launcher:
     routes: Routes
     servers: StunServers
     fresh: FreshPorts = field(default_factory=FreshPorts)
+    low_ttls: LowTtls | None = None  # None: the configured TTL is used
+    firewall: Firewall = field(default_factory=NoFirewall)
 
     async def initiate(
-        self, request: Initiate, kept: Sequence[KeptPort], voice: Voice, emit: Callable[[Event], None]
+        self,
+        request: Initiate,
+        kept: Sequence[KeptPort],
+        voice: Voice,
+        emit: Callable[[Event], None],
+        record: Callable[[bytes], None] | None = None,
     ) -> Attempt:
         """An attempt that leads. It owns `kept`, ports probed before, unless this raises.
 
@@ -68,10 +78,15 @@ class Launcher:
         )
         self._check_usable(names)
         ports = await self._ports(plan.peer, names, request.options, kept)
-        return self._attempt(plan, request.options, request.ports, ports, voice=voice, emit=emit)
+        return self._attempt(plan, request.options, request.ports, ports, voice=voice, emit=emit, record=record)
 
     async def respond(
-        self, request: Respond, kept: Sequence[KeptPort], voice: Voice, emit: Callable[[Event], None]
+        self,
+        request: Respond,
+        kept: Sequence[KeptPort],
+        voice: Voice,
+        emit: Callable[[Event], None],
+        record: Callable[[bytes], None] | None = None,
     ) -> Attempt:
         """An attempt that follows the offer in `request`. Ownership and errors as in `initiate`."""
         token, options = request.token, request.options
@@ -88,7 +103,7 @@ class Launcher:
         self._check_usable(names)
         ports = await self._ports(plan.peer, names, options, kept)
         ports.renew_tcp = None
-        return self._attempt(plan, options, None, ports, voice=voice, emit=emit)
+        return self._attempt(plan, options, None, ports, voice=voice, emit=emit, record=record)
 
     async def open_port(self, request: Probe) -> KeptPort:
         """A port that has been asked about at the STUN servers; the caller owns it.
@@ -97,6 +112,8 @@ class Launcher:
             DeniedError, KernelError, PunchError: no server, a port that is taken, no privilege (TCP).
         """
         options = request.options
+        if request.protocol is Protocol.TCP:
+            self._check_tcp()
         version = options.local.version if options.local is not None else None
         servers = await self._stun(options, version or 4) or ([] if version else await self._stun(options, 6))
         if options.local is not None:
@@ -109,6 +126,7 @@ class Launcher:
             port: KeptPort = self._bound(_udp_port, local, options)
         else:
             port = self._bound(_tcp_port, local, options)
+        self._heed(port, servers)
         port.ask(servers)
         return port
 
@@ -130,13 +148,20 @@ class Launcher:
         text = f"none of {', '.join(names) or 'the techniques'} is loaded here, only {', '.join(self.registry.usable)}"
         raise DeniedError(Code.EXHAUSTED, text)
 
+    def _check_tcp(self) -> None:
+        """A TCP port that no technique can use would be of no use to anybody."""
+        if any(self.registry.by_name[name].protocol == "tcp" for name in self.registry.usable):
+            return
+        if lacking := [f"{name} needs {what}" for name, what in self.registry.lacking.items()]:
+            raise DeniedError(Code.NO_PRIVILEGE, f"no technique for TCP can be used: {'; '.join(lacking)}")
+
     async def _ports(
         self, peer: IPAddress, names: Sequence[str], options: Options, kept: Sequence[KeptPort]
     ) -> AttemptPorts:
         """The attempt's ports; binding comes last, so that nothing is left open when something else is wrong."""
         source = self.routes.to(peer).source
         servers = await self._stun(options, peer.version)
-        ports = AttemptPorts(None, servers)
+        ports = AttemptPorts(None, servers, firewall=self.firewall)
         for port in kept:
             port.outlook = replace(port.outlook, given_address=options.public, given_ports=options.pports)
             if isinstance(port, LearningPort):
@@ -157,6 +182,9 @@ class Launcher:
         if ports.tcp is not None and options.pports is None:
             fresh = replace(options, lport=0)
             ports.renew_tcp = lambda: self._bound(_tcp_port, local, fresh)
+        for bound in (ports.udp, ports.tcp):
+            if bound is not None:
+                self._heed(bound, servers)
         return ports
 
     def _bound(self, bind: Callable[[IPAddress, Options], _PortT], local: IPAddress, options: Options) -> _PortT:
@@ -167,6 +195,21 @@ class Launcher:
         self.fresh.remember(port.local.port)
         return port
 
+    def _heed(self, port: KeptPort, servers: Sequence[Endpoint]) -> None:
+        """What STUN says of this port is a reason to learn the low TTL, towards a server that is asked anyway."""
+        if self.low_ttls is not None and servers:
+            port.on_discovered = partial(self.low_ttls.consider, target=servers[0].ip)
+
+    def _ttl(self, options: Options, source: IPAddress | None, emit: Callable[[Event], None]) -> int:
+        """The low TTL of a round that begins: the application's, or what was learnt by now, or the configured one."""
+        ttl, why = self.config.ttl, "configured" if self.config.ttl_was_named else "the default, none is learnt"
+        if options.ttl is not None:
+            ttl, why = options.ttl, "asked for by the application"
+        elif self.low_ttls is not None and source is not None and (learnt := self.low_ttls.known(source)):
+            ttl, why = learnt.ttl, str(learnt)
+        emit(TtlChosen(ttl, why))
+        return ttl
+
     def _attempt(
         self,
         plan: machine.Plan,
@@ -176,17 +219,20 @@ class Launcher:
         *,
         voice: Voice,
         emit: Callable[[Event], None],
+        record: Callable[[bytes], None] | None,
     ) -> Attempt:
+        own = ports.udp or ports.tcp
         return Attempt(
             plan=plan,
             techniques=self.registry.by_name,
             ports=ports,
             peer_ports=peer_ports,
-            ttl=options.ttl or self.config.ttl,
+            ttl=partial(self._ttl, options, own.local.ip if own is not None else None, emit),
             packets_per_port=self.config.limits.packets_per_port,
             packets=self.config.limits.packets_per_round,
             voice=voice,
             emit=emit,
+            record=record,
         )
 
     def _offer(self, token: Token, options: Options) -> Card:

@@ -15,6 +15,11 @@ from punchd.errors import Code, ConfigError
 from punchd.technique import Capability, Facts, Hole, Kit, Technique, Unsuitable
 from punchd.wire.token import TECHNIQUE_NUMBERS, Card
 
+_LACKING = {
+    Capability.NET_RAW: "CAP_NET_RAW",
+    Capability.NET_ADMIN: "CAP_NET_ADMIN",
+    Capability.LOW_TTL_SYN: "CAP_NET_RAW (or a firewall for exemptions)",
+}
 ALL_ORDER = ("tcp-nutss", "tcp-syni", "tcp-repair", "udp")  # line protocol §13.5: best chance first
 
 
@@ -40,12 +45,19 @@ class Unavailable:
         raise NotImplementedError
 
 
+def with_firewall(held: Capability, *, can_exempt: bool) -> Capability:
+    """A process's own capabilities, and LOW_TTL_SYN where they, or a firewall backend that works, give it."""
+    if Capability.NET_RAW in held or can_exempt:
+        return held | Capability.LOW_TTL_SYN
+    return held
+
+
 class Registry:
     """What can be asked for, by name and by token number.
 
     Args:
         loaded: the techniques of the configuration, in its order.
-        held: the capabilities of this process.
+        held: the capabilities of this process, and what the host's firewall adds to them (`with_firewall`).
 
     Raises:
         ConfigError: two techniques of others have the same token number.
@@ -64,7 +76,7 @@ class Registry:
                 raise ConfigError(f"techniques: {text}")
             missing = technique.needs & ~held
             if missing:
-                names = ", ".join(f"CAP_{flag.name}" for flag in missing)
+                names = ", ".join(_LACKING[flag] for flag in missing)
                 self.lacking[technique.name] = names
                 text = f"{technique.name} needs {names}"
                 self._by_name[technique.name] = Unavailable(technique.name, technique.number, Code.NO_PRIVILEGE, text)

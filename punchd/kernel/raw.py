@@ -20,6 +20,8 @@ from punchd.errors import Code, PunchError
 
 # The packet counts as lost on the way; whoever sent it repeats it anyway.
 _LOST = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.EHOSTUNREACH, errno.ECONNREFUSED})
+# What to tell when this host's own rules forbid a packet.
+REFUSED = "refused by the local firewall ({error}); its output rules must let {protocol} to there out"
 
 
 class RawSender:
@@ -54,7 +56,7 @@ class RawSender:
             number = error.errno or 0
             name = f"{errno.errorcode.get(number, number)} {os.strerror(number)}"
             if error.errno in (errno.EPERM, errno.EACCES):
-                text = f"raw send to {destination}: refused by the local firewall ({name})"
+                text = f"raw send to {destination}: {REFUSED.format(error=name, protocol='TCP')}"
                 raise PunchError(Code.REFUSED, text) from None
             raise PunchError(Code.NETWORK, f"raw send to {destination}: {name}") from None
 

@@ -1,7 +1,8 @@
-"""Sees the packets of one TCP port, both ways, and the ICMP errors that are about them.
+"""Sees the packets of one TCP or UDP port, both ways, and the ICMP errors that may be about them.
 
 An AF_PACKET socket sees what the stack gets before any listener, and what leaves it. A classic BPF program lets only
-TCP from or to the port and ICMP pass, so that a busy host costs nothing; ICMP is read further in `punchd.wire.icmp`.
+what comes from or goes to the port and ICMP pass, so that a busy host costs nothing; ICMP is read further in
+`punchd.wire.icmp`.
 SOCK_DGRAM cuts the link header off: packets begin with the IP header whatever the interface. What is injected is
 seen as well (it crosses `lo`). Needs CAP_NET_RAW.
 
@@ -24,15 +25,22 @@ from punchd.errors import Code, PunchError
 MAX_PACKET = 2048  # bytes; handshakes and ICMP errors are shorter
 _ETH_P_ALL = 0x0003
 _PACKET_OUTGOING = 4
+_ARPHRD_LOOPBACK = 772  # linux/if_arp.h
 _SO_ATTACH_FILTER = 26
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """An IP packet, from its first header on; whether it was leaving."""
+    """An IP packet, from its first header on.
+
+    Attributes:
+        is_outgoing: it was leaving.
+        is_loopback: it stayed in this host: what was injected, seen once as it left and once as it came.
+    """
 
     data: bytes
     is_outgoing: bool
+    is_loopback: bool = False
 
 
 # Instructions of classic BPF (linux/filter.h), and where their jumps go: to the next one unless a label is named.
@@ -51,7 +59,7 @@ class _Step:
 
 # IPv4: the header's length is read; later fragments carry no ports. IPv6: extension headers are not followed, TCP and
 # ICMPv6 hardly ever come behind one.
-def _steps(version: int, port: int) -> tuple[_Step, ...]:
+def _steps(version: int, port: int, protocol: int) -> tuple[_Step, ...]:
     if version == 4:
         return (
             _Step(_LOAD_BYTE, 0),
@@ -59,7 +67,7 @@ def _steps(version: int, port: int) -> tuple[_Step, ...]:
             _Step(_IF_EQUAL, 0x40, "", _DROP),
             _Step(_LOAD_BYTE, 9),
             _Step(_IF_EQUAL, socket.IPPROTO_ICMP, _TAKE, ""),
-            _Step(_IF_EQUAL, socket.IPPROTO_TCP, "", _DROP),
+            _Step(_IF_EQUAL, protocol, "", _DROP),
             _Step(_LOAD_HALF, 6),
             _Step(_IF_ANY_BIT, 0x1FFF, _DROP, ""),
             _Step(_SKIP_HEADER, 0),
@@ -74,7 +82,7 @@ def _steps(version: int, port: int) -> tuple[_Step, ...]:
         _Step(_IF_EQUAL, 0x60, "", _DROP),
         _Step(_LOAD_BYTE, 6),
         _Step(_IF_EQUAL, socket.IPPROTO_ICMPV6, _TAKE, ""),
-        _Step(_IF_EQUAL, socket.IPPROTO_TCP, "", _DROP),
+        _Step(_IF_EQUAL, protocol, "", _DROP),
         _Step(_LOAD_HALF, 40),
         _Step(_IF_EQUAL, port, _TAKE, ""),
         _Step(_LOAD_HALF, 42),
@@ -82,9 +90,9 @@ def _steps(version: int, port: int) -> tuple[_Step, ...]:
     )
 
 
-def _port_filter(version: int, port: int) -> bytes:
-    """`struct sock_filter[]`: TCP from or to this port, and ICMP, of one IP version."""
-    steps = _steps(version, port)
+def _port_filter(version: int, port: int, protocol: int) -> bytes:
+    """`struct sock_filter[]`: what comes from or goes to this port, and ICMP, of one IP version."""
+    steps = _steps(version, port, protocol)
     ends = {_TAKE: len(steps), _DROP: len(steps) + 1}
 
     def offset(index: int, label: str) -> int:
@@ -99,10 +107,10 @@ def _port_filter(version: int, port: int) -> bytes:
 
 
 class Sniffer:
-    """The packets of one TCP port. Whoever made it closes it."""
+    """The packets of one port. Whoever made it closes it."""
 
-    def __init__(self, version: int, port: int) -> None:
-        """Start to listen.
+    def __init__(self, version: int, port: int, protocol: int = socket.IPPROTO_TCP) -> None:
+        """Start to listen; `protocol` is IPPROTO_TCP or IPPROTO_UDP.
 
         Raises:
             PunchError: no-privilege, without CAP_NET_RAW.
@@ -112,7 +120,7 @@ class Sniffer:
             self._socket = socket.socket(socket.AF_PACKET, kind, socket.htons(_ETH_P_ALL))
         except PermissionError:
             raise PunchError(Code.NO_PRIVILEGE, "sniffing needs CAP_NET_RAW") from None
-        program = _port_filter(version, port)
+        program = _port_filter(version, port, protocol)
         held = ctypes.create_string_buffer(program)
         attached = struct.pack("HP", len(program) // 8, ctypes.addressof(held))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, attached)
@@ -121,11 +129,16 @@ class Sniffer:
         """The next packet; its first 2,048 bytes."""
         while True:
             await trio.lowlevel.wait_readable(self._socket)
-            try:
-                data, (_, _, kind, *_) = self._socket.recvfrom(MAX_PACKET)
-            except OSError:
-                continue  # an interface went down, or nothing was there after all
-            return Captured(data, kind == _PACKET_OUTGOING)
+            if (captured := self.take()) is not None:
+                return captured
+
+    def take(self) -> Captured | None:
+        """What was seen and not yet taken, one packet; None: nothing, or an interface went down."""
+        try:
+            data, (_, _, kind, hardware, *_) = self._socket.recvfrom(MAX_PACKET)
+        except OSError:
+            return None
+        return Captured(data, kind == _PACKET_OUTGOING, hardware == _ARPHRD_LOOPBACK)
 
     def close(self) -> None:
         self._socket.close()

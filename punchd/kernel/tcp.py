@@ -11,6 +11,10 @@ SYN-ACK of the listener has another sequence number than the SYN that opened the
 mode is left, `connect` uses it as the ISN. So a raw SYN and the kernel's own can be made to fit each other. Needs
 CAP_NET_ADMIN.
 
+**Low-TTL connect.** The TTL of a socket counts for its first SYN only: it is the system's again before anybody can have
+answered, so that what the kernel sends next arrives. The kernel repeats a SYN after a second; a copy at once is a fresh
+socket with the same initial sequence number, which for NATs and the peer is the same connection.
+
 **Forged connection.** In repair mode `connect` sends nothing and puts the socket into ESTABLISHED: queues' sequence
 numbers before, options and window after it (what checkpoint/restore of processes is made of).
 
@@ -43,12 +47,14 @@ from punchd.technique import Agreed
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ, _TCP_REPAIR_OPTIONS, _TCP_REPAIR_WINDOW = 19, 20, 21, 22, 29
 _REPAIR_ON, _REPAIR_OFF, _REPAIR_OFF_NO_PROBE = 1, 0, -1
-_RECV_QUEUE, _SEND_QUEUE = 1, 2
+_NO_QUEUE, _RECV_QUEUE, _SEND_QUEUE = 0, 1, 2
 _BACKLOG = 16
 # Milliseconds. If this process is killed before anybody has answered a forged connection, the kernel goes on sending
 # its FIN for so long, instead of for minutes.
 _UNPROVEN_MS = 5_000
 _UNSYNCHRONIZED = frozenset({2, 3, 7, 10, 12})  # SYN_SENT, SYN_RECV, CLOSE, LISTEN, NEW_SYN_RECV; linux/tcp_states.h
+_UNANSWERED = frozenset({2, 7})  # SYN_SENT, CLOSE
+_SYSTEMS_TTL = -1  # ip(7), ipv6(7)
 
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, 0
 
@@ -138,10 +144,10 @@ def shared(local: Endpoint) -> socket.socket:
     return found
 
 
-def begin_connect(local: Endpoint, remote: Endpoint, isn: int | None = None) -> socket.socket:
+def begin_connect(local: Endpoint, remote: Endpoint, isn: int | None = None, ttl: int | None = None) -> socket.socket:
     """Send a SYN, with this initial sequence number (1 to 2^32 - 1) if one is given; the caller owns the socket.
 
-    The kernel takes 0 for none, and chooses.
+    The kernel takes 0 for none, and chooses. `ttl` is the SYN's only (None: the system's).
 
     Raises:
         PunchError: network, when the kernel refuses at once.
@@ -153,9 +159,14 @@ def begin_connect(local: Endpoint, remote: Endpoint, isn: int | None = None) -> 
             _set(found, _TCP_REPAIR, _REPAIR_ON)
             _set(found, _TCP_REPAIR_QUEUE, _SEND_QUEUE)
             _set(found, _TCP_QUEUE_SEQ, _signed(isn))
+            _set(found, _TCP_REPAIR_QUEUE, _NO_QUEUE)  # else TCP_QUEUE_SEQ can be read for ever
             _set(found, _TCP_REPAIR, _REPAIR_OFF)
+        if ttl is not None:
+            _set_ttl(found, ttl)
         with contextlib.suppress(BlockingIOError):
             found.connect(remote.sockaddr)
+        if ttl is not None:
+            _set_ttl(found, _SYSTEMS_TTL)
     except (OSError, OverflowError) as error:  # OverflowError: the socket module about a port beyond 65535
         if found is not None:
             found.close()
@@ -195,6 +206,7 @@ def forge(local: Endpoint, remote: Endpoint, agreed: Agreed) -> socket.socket:
             "5I", agreed.receive_next, agreed.window, agreed.window, agreed.window, agreed.receive_next
         )
         found.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_WINDOW, window)
+        _set(found, _TCP_REPAIR_QUEUE, _NO_QUEUE)
         _set(found, _TCP_REPAIR, _REPAIR_OFF_NO_PROBE)
         _set(found, socket.TCP_USER_TIMEOUT, _UNPROVEN_MS)
     except (OSError, OverflowError, struct.error) as error:  # the latter two: numbers that are none
@@ -211,10 +223,25 @@ def close_silently(connection: socket.socket | trio.socket.SocketType) -> None:
     connection.close()
 
 
+def announce(connection: socket.socket) -> None:
+    """Let the kernel say that this connection is established (CAP_NET_ADMIN; else nothing happens).
+
+    At the end of repair mode it sends a window probe: an ACK one below the next sequence number. No half-open socket
+    sends that.
+    """
+    with contextlib.suppress(OSError):
+        _set(connection, _TCP_REPAIR, _REPAIR_ON)
+        _set(connection, _TCP_REPAIR, _REPAIR_OFF)
+
+
 def is_synchronized(connection: socket.socket) -> bool:
     """Whether the peer has a connection, too, as far as this end knows (RFC 9293 §3.3.2: the synchronized states)."""
-    state: int = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    return state not in _UNSYNCHRONIZED
+    return _state(connection) not in _UNSYNCHRONIZED
+
+
+def is_unanswered(connection: socket.socket) -> bool:
+    """Whether nothing but an error has answered its SYN; false once the peer's own SYN has met it."""
+    return _state(connection) in _UNANSWERED
 
 
 def part(connection: socket.socket) -> int:
@@ -233,6 +260,17 @@ def _socket(local: Endpoint) -> socket.socket:
     if local.ip.version == 6:
         found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     return found
+
+
+def _state(connection: socket.socket) -> int:
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
+def _set_ttl(found: socket.socket, ttl: int) -> None:
+    if found.family == socket.AF_INET6:
+        found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+    else:
+        found.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
 
 
 def _set(found: socket.socket, option: int, value: int) -> None:

@@ -103,6 +103,10 @@ class Quoted:
     destination: Endpoint
     seq: int | None
 
+    def is_from(self, protocol: int, port: int) -> bool:
+        """Whether it left from that port here. Its address does not count: not every NAT translates what is quoted."""
+        return self.protocol == protocol and self.source.port == port
+
 
 @dataclass(frozen=True, slots=True)
 class Error:
@@ -131,16 +135,21 @@ def decode(data: bytes, protocol: int) -> Error | None:
     if len(data) < _HEADER.size:
         raise DecodeError(f"ICMP message: expected at least {_HEADER.size} bytes, got {len(data)}")
     kind, code, _, rest = _HEADER.unpack_from(data)
-    if protocol == ip.ICMP:
-        meaning, version = _MEANINGS4.get((kind, code)), 4
-    else:
-        meaning, version = _MEANINGS6.get((kind, 0 if kind == _TOO_BIG6 else code)), 6
+    version = 4 if protocol == ip.ICMP else 6
+    meaning = meaning_of(kind, code, version)
     if meaning is None or (quoted := _quoted(data[_HEADER.size :], version)) is None:
         return None
     if meaning is not Kind.TOO_BIG:
         return Error(meaning, code, quoted)
     # ICMPv4 has the MTU in the lower half; what stands in the upper one is not its business (RFC 1191 §4).
     return Error(meaning, code, quoted, rest & 0xFFFF if version == 4 else rest)
+
+
+def meaning_of(number: int, code: int, version: int) -> Kind | None:
+    """What a message of this type and code says, over IPv4 or IPv6; None: nothing about the path."""
+    if version == 4:
+        return _MEANINGS4.get((number, code))
+    return _MEANINGS6.get((number, 0 if number == _TOO_BIG6 else code))
 
 
 def encode(kind: Kind, failed: bytes, source: IPAddress, destination: IPAddress, *, mtu: int = 0) -> bytes:

@@ -25,8 +25,8 @@ are optional and skipped: two configured servers answer the same question withou
 
 `DecodeError` is the only error that a decoder here raises. Encoders raise ValueError for what a programmer did wrong.
 
-Left out: authentication, TURN, the ALTERNATE-SERVER mechanism (an error 300 is an error), answering requests that
-carry no magic cookie.
+Left out: authentication, TURN, the ALTERNATE-SERVER mechanism (an error 300 is an error). The server's half is
+`punchd.wire.stun_server`; what stands here of it is the least that a peer of the client needs, as the tests do.
 
 Source: RFC 8489; test vectors from RFC 5769 and from coturn 4.6.1.
 """
@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -47,42 +48,42 @@ TRANSACTION_ID_SIZE = 12
 # The largest honest Binding response: ERROR-CODE, REALM, NONCE and SOFTWARE hold at most 763 bytes of text each (§14).
 MAX_SIZE = 4096
 
-_COOKIE = b"\x21\x12\xa4\x42"
-_FINGERPRINT_MASK = 0x5354554E  # "STUN", §14.7
+COOKIE = b"\x21\x12\xa4\x42"
+FINGERPRINT_MASK = 0x5354554E  # "STUN", §14.7
 _MAX_REASON_CHARACTERS = 127  # §14.8: fewer than 128
 
-_REQUEST, _INDICATION, _SUCCESS, _ERROR = 0x0001, 0x0011, 0x0101, 0x0111
+REQUEST, _INDICATION, SUCCESS, ERROR = 0x0001, 0x0011, 0x0101, 0x0111
 
-_MAPPED_ADDRESS = 0x0001
-_MESSAGE_INTEGRITY = 0x0008
-_ERROR_CODE = 0x0009
-_MESSAGE_INTEGRITY_SHA256 = 0x001C
-_XOR_MAPPED_ADDRESS = 0x0020
-_FINGERPRINT = 0x8028
-_OPTIONAL = 0x8000  # attribute types from here on are comprehension-optional (§14)
+MAPPED_ADDRESS = 0x0001
+MESSAGE_INTEGRITY = 0x0008
+ERROR_CODE = 0x0009
+MESSAGE_INTEGRITY_SHA256 = 0x001C
+XOR_MAPPED_ADDRESS = 0x0020
+FINGERPRINT = 0x8028
+OPTIONAL = 0x8000  # attribute types from here on are comprehension-optional (§14)
 
 # Comprehension-required attributes that do not spoil a response; those that are not named above are skipped.
 _KNOWN_IN_RESPONSES = frozenset(
     {
-        _MAPPED_ADDRESS,
+        MAPPED_ADDRESS,
         0x0002,  # RESPONSE-ADDRESS, RFC 3489
         0x0003,  # CHANGE-REQUEST, RFC 3489 and RFC 5780
         0x0004,  # SOURCE-ADDRESS, RFC 3489
         0x0005,  # CHANGED-ADDRESS, RFC 3489
         0x0006,  # USERNAME
         0x0007,  # PASSWORD, RFC 3489
-        _MESSAGE_INTEGRITY,
-        _ERROR_CODE,
+        MESSAGE_INTEGRITY,
+        ERROR_CODE,
         0x000A,  # UNKNOWN-ATTRIBUTES
         0x000B,  # REFLECTED-FROM, RFC 3489
         0x0014,  # REALM
         0x0015,  # NONCE
-        _MESSAGE_INTEGRITY_SHA256,
-        _XOR_MAPPED_ADDRESS,
+        MESSAGE_INTEGRITY_SHA256,
+        XOR_MAPPED_ADDRESS,
     }
 )
 # A server that asks for no credentials may skip those it is shown; CHANGE-REQUEST it must not skip.
-_KNOWN_IN_REQUESTS = frozenset({0x0006, _MESSAGE_INTEGRITY, 0x0014, 0x0015, _MESSAGE_INTEGRITY_SHA256})
+KNOWN_IN_REQUESTS = frozenset({0x0006, MESSAGE_INTEGRITY, 0x0014, 0x0015, MESSAGE_INTEGRITY_SHA256})
 
 _HEADER = struct.Struct("!HH4s12s")
 _ATTRIBUTE = struct.Struct("!HH")
@@ -110,7 +111,7 @@ class BindingError:
 
 def encode_request(transaction_id: bytes) -> bytes:
     """A Binding request, 20 bytes. `transaction_id`: 12 bytes that nobody else can guess."""
-    return _message(_REQUEST, transaction_id, b"")
+    return _message(REQUEST, transaction_id, b"")
 
 
 def encode_indication(transaction_id: bytes) -> bytes:
@@ -122,7 +123,7 @@ def encode_success(transaction_id: bytes, mapped: Endpoint) -> bytes:
     """A server's answer: the request `transaction_id` came from `mapped`."""
     shown = _xored(mapped, transaction_id)
     value = _ADDRESS.pack(_IPV4 if shown.ip.version == 4 else _IPV6, shown.port) + shown.ip.packed
-    return _message(_SUCCESS, transaction_id, _attribute(_XOR_MAPPED_ADDRESS, value))
+    return _message(SUCCESS, transaction_id, attribute(XOR_MAPPED_ADDRESS, value))
 
 
 def encode_error(transaction_id: bytes, code: int, reason: str) -> bytes:
@@ -130,7 +131,7 @@ def encode_error(transaction_id: bytes, code: int, reason: str) -> bytes:
     if not 300 <= code <= 699 or len(reason) > _MAX_REASON_CHARACTERS:
         raise ValueError(f"error code {code}, reason of {len(reason)} characters")
     value = _CODE.pack(*divmod(code, 100)) + reason.encode()
-    return _message(_ERROR, transaction_id, _attribute(_ERROR_CODE, value))
+    return _message(ERROR, transaction_id, attribute(ERROR_CODE, value))
 
 
 def is_stun(data: bytes) -> bool:
@@ -160,14 +161,14 @@ def decode_response(data: bytes) -> BindingSuccess | BindingError:
             FINGERPRINT, or an answer without the attribute that makes it one.
     """
     kind, transaction_id = _header(data)
-    if kind not in (_SUCCESS, _ERROR):
+    if kind not in (SUCCESS, ERROR):
         raise DecodeError(f"STUN message: expected a Binding response (0x0101, 0x0111), got type 0x{kind:04x}")
     attributes = _attributes(data, _KNOWN_IN_RESPONSES)
-    if kind == _ERROR:
-        return BindingError(transaction_id, *_error_code(attributes.get(_ERROR_CODE, b"")))
-    if (value := attributes.get(_XOR_MAPPED_ADDRESS)) is not None:
+    if kind == ERROR:
+        return BindingError(transaction_id, *_error_code(attributes.get(ERROR_CODE, b"")))
+    if (value := attributes.get(XOR_MAPPED_ADDRESS)) is not None:
         return BindingSuccess(transaction_id, _xored(_address(value), transaction_id))
-    if (value := attributes.get(_MAPPED_ADDRESS)) is not None:
+    if (value := attributes.get(MAPPED_ADDRESS)) is not None:
         return BindingSuccess(transaction_id, _address(value))
     raise DecodeError("STUN response: neither XOR-MAPPED-ADDRESS nor MAPPED-ADDRESS")
 
@@ -180,19 +181,20 @@ def decode_request(data: bytes) -> bytes:
             FINGERPRINT.
     """
     kind, transaction_id = _header(data)
-    if kind != _REQUEST:
+    if kind != REQUEST:
         raise DecodeError(f"STUN message: expected a Binding request (0x0001), got type 0x{kind:04x}")
-    _attributes(data, _KNOWN_IN_REQUESTS)
+    _attributes(data, KNOWN_IN_REQUESTS)
     return transaction_id
 
 
 def _message(kind: int, transaction_id: bytes, attributes: bytes) -> bytes:
     if len(transaction_id) != TRANSACTION_ID_SIZE:
         raise ValueError(f"transaction id: expected {TRANSACTION_ID_SIZE} bytes, got {len(transaction_id)}")
-    return _HEADER.pack(kind, len(attributes), _COOKIE, transaction_id) + attributes
+    return _HEADER.pack(kind, len(attributes), COOKIE, transaction_id) + attributes
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute with its padding. `value` has at most 65,535 bytes."""
     return _ATTRIBUTE.pack(kind, len(value)) + value + bytes(-len(value) % 4)
 
 
@@ -202,8 +204,8 @@ def _objection(head: bytes) -> str | None:
         return f"STUN message: expected at least {HEADER_SIZE} bytes, got {len(head)}"
     if head[0] & 0xC0:
         return f"STUN message: the first two bits must be 0, got 0x{head[0]:02x}"
-    if head[4:8] != _COOKIE:
-        return f"STUN message: expected the magic cookie {_COOKIE.hex()}, got {head[4:8].hex()}"
+    if head[4:8] != COOKIE:
+        return f"STUN message: expected the magic cookie {COOKIE.hex()}, got {head[4:8].hex()}"
     if _length(head) % 4:
         return f"STUN message: expected a length that is a multiple of 4, got {_length(head)}"
     return None
@@ -220,30 +222,44 @@ def _header(data: bytes) -> tuple[int, bytes]:
     return int.from_bytes(data[:2]), data[8:HEADER_SIZE]
 
 
-def _attributes(data: bytes, known: frozenset[int]) -> dict[int, bytes]:
-    """The attributes that count. `data` is whole and a multiple of 4 long, so a started attribute has its 4 bytes."""
-    found: dict[int, bytes] = {}
+def counting_attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The attributes that count, type and value, in their order; a right FINGERPRINT is one of them.
+
+    Args:
+        data: a whole message of any dialect. Its length is a multiple of 4, so a started attribute has its 4 bytes.
+
+    Raises:
+        DecodeError: an attribute that is longer than what is left, or a wrong FINGERPRINT.
+    """
+    is_sealed = False
     offset = HEADER_SIZE
     while offset < len(data):
         kind, size = _ATTRIBUTE.unpack_from(data, offset)
         start, end = offset + _ATTRIBUTE.size, offset + _ATTRIBUTE.size + size
         if end > len(data):
             raise DecodeError(f"STUN attribute 0x{kind:04x}: {size} bytes announced, {len(data) - start} left")
-        following = end + -size % 4
-        if kind == _FINGERPRINT:
+        if kind == FINGERPRINT:
             _check_fingerprint(data, offset, size)
-        elif _MESSAGE_INTEGRITY not in found and _MESSAGE_INTEGRITY_SHA256 not in found:
-            if kind < _OPTIONAL and kind not in known:
-                raise DecodeError(f"STUN attribute 0x{kind:04x}: must be understood, but is unknown")
-            found.setdefault(kind, data[start:end])
-        offset = following
+        if kind == FINGERPRINT or not is_sealed:
+            yield kind, data[start:end]
+        is_sealed = is_sealed or kind in (MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_SHA256)
+        offset = end + -size % 4
+
+
+def _attributes(data: bytes, known: frozenset[int]) -> dict[int, bytes]:
+    """The first of each type."""
+    found: dict[int, bytes] = {}
+    for kind, value in counting_attributes(data):
+        if kind < OPTIONAL and kind not in known:
+            raise DecodeError(f"STUN attribute 0x{kind:04x}: must be understood, but is unknown")
+        found.setdefault(kind, value)
     return found
 
 
 def _check_fingerprint(data: bytes, offset: int, size: int) -> None:
     if size != 4 or offset + _ATTRIBUTE.size + size != len(data):
         raise DecodeError("STUN FINGERPRINT: expected 4 bytes at the message's end")
-    expected = zlib.crc32(data[:offset]) ^ _FINGERPRINT_MASK
+    expected = zlib.crc32(data[:offset]) ^ FINGERPRINT_MASK
     if (got := int.from_bytes(data[-4:])) != expected:
         raise DecodeError(f"STUN FINGERPRINT: expected 0x{expected:08x}, got 0x{got:08x}")
 
@@ -261,7 +277,7 @@ def _address(value: bytes) -> Endpoint:
 
 def _xored(endpoint: Endpoint, transaction_id: bytes) -> Endpoint:
     """Port and address XORed with the cookie and, for IPv6, the transaction id (§14.2). It is its own inverse."""
-    pad = _COOKIE + transaction_id
+    pad = COOKIE + transaction_id
     port = endpoint.port ^ int.from_bytes(pad[:2])
     if endpoint.ip.version == 4:
         return Endpoint(IPv4Address(int(endpoint.ip) ^ int.from_bytes(pad[:4])), port)

@@ -68,6 +68,8 @@ class Aim:
         self._fire = fire
         self._is_initiator = plan.role is Role.INITIATOR
         self.targets: list[int] = []  # the peer's ports, those that it named last first
+        self.named: set[int] = set()  # the peer's ports that the application or a card named
+        self.peer_guesses = False  # the ports that the peer's last card named are predictions
         self.full_ttl = False
         self.changed = trio.Event()  # set when there are new targets or the TTL goes up; replaced by whoever waits
         self._sent: dict[int, int] = {}  # port -> packets
@@ -100,6 +102,7 @@ class Aim:
         """Aim where the peer's card says, at the TTL that it allows."""
         self._last_resort_at = self._kit.now() + (LAST_RESORT_ANSWERED_S if self._is_initiator else LAST_RESORT_S)
         self._opened_by_peer = card.opened
+        self.peer_guesses = card.predicted
         self._point_at(card.ports)
         self._judge()
         self._open()
@@ -141,6 +144,7 @@ class Aim:
         """Put the peer's ports first. A NAT with a port for each destination will use later ones for the new ones."""
         if any(port not in self.opened for port in ports):
             self._earlier = len(self.opened)
+        self.named.update(ports)
         self.targets = [*ports, *(port for port in self.targets if port not in ports)]
 
     def _open(self) -> None:

@@ -27,19 +27,39 @@ So here both sides do the same (simultaneous open, RFC 9293 §3.5):
 - RST and ICMP errors that come back from a NAT are no verdict: the SYN is sent again.
 - The kernel repeats a lost SYN after a second; copies are sent sooner.
 
+The classic form. Where raw segments cannot be sent (no CAP_NET_RAW, or the host's own firewall refuses them), the SYN
+that opens the NAT is the paper's: that of a connect() with a low TTL. Then the ICMP error is about the connection
+itself, and only a rule in the host's firewall that drops it keeps the socket in SYN-SENT (`TcpPort.exempt`). The
+socket is kept, not given up as in the paper: its sequence number is the one that the NAT knows.
+
+    A                                                       B, raw or classic
+    connect(), low TTL: SYN(x); the TTL goes up at once
+    offer ─────────────────── side channel ───────────────▶ its NAT opens towards A
+                       ◀────────────── SYN(y) ───────────── connect()
+    SYN-RECEIVED ────────────────── SYN-ACK(x) ───────────▶ ESTABLISHED
+    (or the answer token comes first: SYN(x) again, at full TTL)
+
+- The peer's SYN is met by the socket itself, without our seeing it; nothing needs to be sniffed.
+- The kernel would repeat the low-TTL SYN after a second, and at full TTL: too early for the peer's NAT. So each copy,
+  low or full, is a fresh socket with the same sequence number in place of the one before, well within that second.
+
 What this cannot do: two NATs that both drop every inbound SYN (see `tcp-syni`, `tcp-repair`).
 """
 
 from __future__ import annotations
 
+import errno
+import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import trio
 
-from punchd.technique import Capability, Facts, Hole, Kit, Sighted, TcpPort
+from punchd.errors import Code, PunchError
+from punchd.technique import Capability, Connection, Facts, Hole, Kit, Sighted, TcpPort
 from punchd.wire.tcp import Flags, plus
 from punchd.wire.token import Card
-from punchd_techniques.handshake import Handshake
+from punchd_techniques.handshake import RETRY_S, Handshake
 
 # Copies of a SYN, seconds between them: the kernel's own second is too long where packets get lost.
 REPEAT_S = (0.05, 0.1, 0.2, 0.4, 0.5)
@@ -53,7 +73,7 @@ class TcpNutss:
     name: ClassVar[str] = "tcp-nutss"
     number: ClassVar[int] = 2
     protocol: ClassVar[str] = "tcp"
-    needs: ClassVar[Capability] = Capability.NET_RAW | Capability.NET_ADMIN
+    needs: ClassVar[Capability] = Capability.NET_ADMIN | Capability.LOW_TTL_SYN
     is_reversible: ClassVar[bool] = False
 
     def plan(self, facts: Facts) -> Facts:
@@ -62,15 +82,28 @@ class TcpNutss:
     async def initiate(self, plan: Facts, kit: Kit) -> Hole:
         async with kit.tcp() as port:
             await port.learn()
-            punch = _Punch(plan, kit, port)
-            punch.aim.offer()
-            return await punch.run()
+            return await _punch(plan, kit, port, lambda side: side.aim.offer())
 
     async def respond(self, plan: Facts, offer: Card, kit: Kit) -> Hole:
         async with kit.tcp() as port:
-            punch = _Punch(plan, kit, port)
-            punch.take(offer)
-            return await punch.run()
+            return await _punch(plan, kit, port, lambda side: side.take(offer))
+
+
+async def _punch(plan: Facts, kit: Kit, port: TcpPort, begin: Callable[[_Punch], None]) -> Hole:
+    """With raw SYNs if they can be sent, which the first one shows; else in the classic form."""
+    if port.can_send_raw:
+        side = _Punch(plan, kit, port)
+        try:
+            begin(side)
+        except PunchError as error:
+            if error.reason is not Code.REFUSED or not port.can_exempt:
+                raise
+        else:
+            return await side.run()
+    async with port.exempt():
+        classic = _Classic(plan, kit, port)
+        begin(classic)
+        return await classic.run()
 
 
 class _Punch(Handshake):
@@ -120,3 +153,53 @@ class _Punch(Handshake):
         if port not in self._isns:
             self._isns[port] = int.from_bytes(self.kit.random(4), "big")
         return self._isns[port]
+
+
+class _Classic(_Punch):
+    """One side of one round in the classic form, inside an exemption."""
+
+    def __init__(self, plan: Facts, kit: Kit, port: TcpPort) -> None:
+        self._kept: dict[int, Connection] = {}  # by the peer's port
+        self._begun, self._to_keep = trio.open_memory_channel[int](math.inf)  # ports of connections that are new
+        super().__init__(plan, kit, port)
+        if not port.can_send_raw:
+            self._seen.failed("without CAP_NET_RAW nobody saw what came")
+
+    def fire(self) -> None:
+        """A low-TTL SYN to each port that is not being connected to at full TTL."""
+        for port in self.aim.targets:
+            if port not in self.connecting and self.aim.spend(port):
+                self._send_syn(port, self.plan.ttl)
+
+    async def act(self) -> None:
+        self.nursery.start_soon(self._keep_each)
+        await super().act()
+
+    async def _connect(self, port: int) -> None:
+        self.port.listen(deaf_to=self.aim.opened)
+        for pause_s in (0, *REPEAT_S):
+            await trio.sleep(pause_s)
+            self._send_syn(port, None)
+
+    async def _keep_each(self) -> None:
+        async for port in self._to_keep:
+            self.nursery.start_soon(self._keep, port)
+
+    async def _keep(self, port: int) -> None:
+        """Wait for the connection, from its first SYN on; an error only says that a NAT was not ready."""
+        while number := await self._kept[port].result():
+            self.tried(port, errno.errorcode.get(number, str(number)))
+            await trio.sleep(RETRY_S)
+            self._send_syn(port, None if port in self.connecting else self.plan.ttl)
+        await self.prove(self._kept[port], self._isn(port))
+
+    def _send_syn(self, port: int, ttl: int | None) -> None:
+        """Always with the same sequence number, and not where the peer's SYN has come already."""
+        try:
+            if port in self._kept:
+                self.port.reconnect(self._kept[port], self._isn(port), ttl)
+            else:
+                self._kept[port] = self.port.connect(port, self._isn(port), ttl)
+                self._begun.send_nowait(port)
+        except PunchError as error:
+            self.tried(port, str(error))

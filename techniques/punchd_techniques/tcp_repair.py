@@ -15,7 +15,7 @@ it was watching, and lets the answers in (Linux: nf_conntrack_tcp_loose, on by d
 - y is x + 2^31: a NAT's window tracking wants to see both numbers in the very first segment, when only A has spoken.
 - The probe is a keepalive's (RFC 9293 §3.8.4): one below the next sequence number, so that an established peer must
   answer, and nobody else does: a deaf listener holds the port until the connection is forged.
-- Both sides assume the same options: SACK, no timestamps, a window scale of 7, an MSS that fits Ethernet.
+- Both sides assume the same options: SACK, no timestamps, a window scale of 7; the MSS is that of the own way out.
 
 It is not in the default sequence: nothing of TCP's handshake protects it, and a NAT that is strict about states, or
 rewrites sequence numbers, does not let it through.
@@ -36,6 +36,7 @@ from punchd_techniques.handshake import Handshake
 REPEAT_S = (0.05, 0.05, 0.1, 0.1, 0.2, 0.2, 0.2, 0.4)
 DISTANCE = 1 << 31  # from the initiator's first sequence number to the responder's
 LAST_WORDS = 4  # answers on winning; 5 % loss takes all of them once in 160,000 times
+WINDOW_SCALE = 7  # windows of up to 8 MiB, whatever the kernels would have chosen
 FIRST_WINDOW = 64_240  # bytes both may send before the first window update; ten segments and more fit
 _BODY = struct.Struct("!I")
 
@@ -89,7 +90,7 @@ class _Punch(Handshake):
                 continue
             if port not in self._connections:
                 options = self.port.syn_options
-                agreed = Agreed(self._own, self._other, options.mss or 536, options.window_scale or 0, FIRST_WINDOW)
+                agreed = Agreed(self._own, self._other, options.mss or 536, WINDOW_SCALE, FIRST_WINDOW)
                 self._connections[port] = self.port.forge(port, agreed)
             self._send(port)
 

@@ -31,10 +31,12 @@ rewrites sequence numbers. The other direction, with roles reversed, often can.
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from typing import ClassVar
 
 import trio
 
+from punchd.errors import PunchError
 from punchd.technique import Capability, Facts, Hole, Kit, Role, Sighted, TcpPort
 from punchd.wire.tcp import Flags, Options, plus
 from punchd.wire.token import Card
@@ -99,16 +101,16 @@ class _Sender(Handshake):
         super().__init__(plan, kit, port, encode_syn(self._isn, port.syn_options))
 
     def fire(self) -> None:
+        """Opens our NAT. Not once connect() is due: the ICMP time-exceeded about this very SYN would end it."""
         for port in self.aim.targets:
-            if port not in self.connecting and self.aim.spend(port):
+            if not self._armed.is_set() and port not in self.connecting and self.aim.spend(port):
                 self.port.send(Flags.SYN, port, seq=self._isn, ttl=self.plan.ttl)
 
     def take(self, card: Card) -> None:
         """A card of the injector: as the responder the offer, which waits for our SYN; else it is armed."""
-        is_offer = not self.aim.targets
-        super().take(card)
-        if not is_offer:
+        if self.aim.targets:
             self._armed.set()
+        super().take(card)
 
     def see(self, sighted: Sighted) -> None:
         segment = sighted.segment
@@ -147,6 +149,7 @@ class _Injector(Handshake):
 
     def __init__(self, plan: Facts, kit: Kit, port: TcpPort) -> None:
         self._answered: dict[int, int] = {}  # the sender's port -> sequence number of our stack's SYN-ACK
+        self._injected: dict[int, int] = {}  # the sender's port -> the SYN's sequence number
         super().__init__(plan, kit, port, bytes(_BODY.size))
 
     def fire(self) -> None:
@@ -161,6 +164,7 @@ class _Injector(Handshake):
         for port in card.ports:
             if port not in self._answered and self.aim.spend(port):  # our stack's SYN-ACK goes there
                 self.port.inject(Flags.SYN, port, seq=isn, options=options)
+                self._injected[port] = isn
 
     def see(self, sighted: Sighted) -> None:
         segment = sighted.segment
@@ -179,7 +183,19 @@ class _Injector(Handshake):
             self.port.send(Flags.SYN, port, seq=plus(self._answered[port], -1), ttl=self.plan.ttl)
 
     async def act(self) -> None:
-        await self.accept()
+        try:
+            await self.accept()
+        finally:
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        """RST to what is half open: our stack would repeat its SYN-ACK for a minute, and a later round that connects
+        from this port to one of those could not (EADDRNOTAVAIL)."""
+        for port, isn in self._injected.items():
+            if self._won is not None and port == self._won.port:
+                continue
+            with suppress(PunchError):  # what the round came to is known; this is tidying up
+                self.port.inject(Flags.RST, port, seq=plus(isn, 1), options=Options())
 
     async def _repeat(self, port: int) -> None:
         """The SYN-ACK passes our NAT once the sender's SYN has reached it; until then copies are dropped there."""

@@ -38,14 +38,15 @@ from typing import ClassVar
 
 import trio
 
-from punchd.endpoint import Endpoint
+from punchd.endpoint import Endpoint, is_private
 from punchd.errors import DecodeError
-from punchd.events import Explained, Heard
-from punchd.technique import Capability, Datagram, Facts, Hole, Kit, Role, UdpPort
+from punchd.events import Complained, Explained, Heard, Passed
+from punchd.technique import Capability, Complaint, Datagram, Facts, Hole, Kit, Role, UdpPort
 from punchd.wire import probe
 from punchd.wire.probe import Probe, Type
 from punchd.wire.token import Card
 from punchd_techniques.aim import LAST_RESORT_ANSWERED_S, LAST_RESORT_S, LAST_RESORT_UNANSWERED_S, Aim
+from punchd_techniques.diagnosis import Seen, words_of
 
 __all__ = ["Udp", "DONE_S", "LAST_RESORT_ANSWERED_S", "LAST_RESORT_S", "LAST_RESORT_UNANSWERED_S"]
 
@@ -55,6 +56,7 @@ PROBING_S = (*[0.05] * 20, 0.2)
 OPENING_S = (0.05, 0.1, 0.2, 0.4, 0.5)
 # DONE: four copies, so that 5 % loss takes all of them once in 160,000 times; spaced, since losses come in bursts.
 DONE_S = (0.0, 0.002, 0.004, 0.006)
+DATAGRAM = "a datagram"
 
 
 class Udp:
@@ -100,6 +102,8 @@ class _Punch:
         self._key = key
         self._role = probe.Role.INITIATOR if plan.role is Role.INITIATOR else probe.Role.RESPONDER
         self._heard: set[Endpoint] = set()  # where the peer's valid datagrams come from
+        self._seen = Seen(plan.peer, plan.ttl)
+        self._explained = ""
         self.aim = Aim(plan, kit, port, body=key, fire=self._probe_all)
 
     async def run(self) -> Hole:
@@ -119,6 +123,7 @@ class _Punch:
             if not self._heard:  # where the peer really is, no card knows better
                 self.aim.take(card)
             self.aim.tell()
+            self._explain()
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
@@ -131,7 +136,12 @@ class _Punch:
 
     def _send(self, what: Type, port: int, ttl: int | None = None) -> None:
         if self.aim.spend(port):
-            self._port.send(probe.encode(Probe(what, self._role, self._kit.nonce), self._key), port, ttl)
+            self._transmit(what, port, ttl)
+
+    def _transmit(self, what: Type, port: int, ttl: int | None = None) -> None:
+        self._port.send(probe.encode(Probe(what, self._role, self._kit.nonce), self._key), port, ttl)
+        self._seen.sent(what.name, port, ttl)
+        self._kit.emit(Passed("sent", what.name, port, ttl))
 
     # --- receiving -------------------------------------------------------------------------------------------------
 
@@ -139,7 +149,11 @@ class _Punch:
         """The peer's port towards which both directions are proven."""
         while True:
             news = await self._port.peek()
-            if not isinstance(news, Datagram):
+            if isinstance(news, Complaint):
+                self._kit.emit(Complained(words_of(news.kind), news.router, news.port))
+                self._seen.complained(news)
+                self._explain()
+            elif not isinstance(news, Datagram):
                 self.aim.learned()
                 self._explain()
             elif self._is_application_data(news):
@@ -165,6 +179,8 @@ class _Punch:
             return False
         if heard.role is self._role or heard.nonce != self._kit.nonce:
             return False
+        self._seen.came(DATAGRAM, source.port)
+        self._kit.emit(Passed("came", heard.type.name, source.port))
         self._hear(heard, source)
         if self._role is probe.Role.INITIATOR:
             return self._answer_responder(heard, source)
@@ -191,19 +207,19 @@ class _Punch:
         if heard.type is not Type.ACK:
             self._send(Type.PROBE, source.port)
             return False
-        done = probe.encode(Probe(Type.DONE, self._role, self._kit.nonce), self._key)
         for pause_s in DONE_S:
             await trio.sleep(pause_s)
-            self._port.send(done, source.port)
+            self._transmit(Type.DONE, source.port)
         return True
 
     def _explain(self) -> None:
         """What to say if this ends without a socket."""
-        if self._heard:
-            sources = ", ".join(str(source) for source in sorted(self._heard)[:2])
-            text = f"datagrams of {sources} arrive here, but nothing shows that ours reach it"
-        else:
-            text = f"no datagram of {self._plan.peer} has come"
-            if self._port.outlook.behaviour == "random":
-                text += "; the own NAT picks a random port for each destination, so the peer cannot know ours"
-        self._kit.emit(Explained(text))
+        text = self._seen.explain(
+            self.aim.named,
+            own_is_random=self._port.outlook.behaviour == "random",
+            peer_guesses=self.aim.peer_guesses,
+            is_private_here=is_private(self._port.local.ip),
+        )
+        if text != self._explained:
+            self._explained = text
+            self._kit.emit(Explained(text))

@@ -7,13 +7,16 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from tests.bench import crowded, line_speed, punch_time
+from tests.bench import crowded, line_speed, pulse_speed, punch_time, stun_speed, web_speed
 
 BENCHES: dict[str, Callable[[], Awaitable[None]]] = {
     "lines": line_speed.main,
     "udp-time": punch_time.main,
     "tcp-time": punch_time.tcp,
     "crowd": crowded.main,
+    "pulses": pulse_speed.main,
+    "stun": stun_speed.main,
+    "web": web_speed.main,
 }
 
 

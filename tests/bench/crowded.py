@@ -1,4 +1,4 @@
-"""What an attempt costs the daemons: CPU and memory, alone and among 200."""
+"""What an attempt costs the daemons: CPU and memory, alone and among many, with each technique."""
 
 from __future__ import annotations
 
@@ -11,30 +11,36 @@ from tests.crowd import Usage, busy_pair, crowd
 from tests.pair import RunningDaemon, attempt
 
 ALONE = 50
-TOGETHER = 200
+TOGETHER = {"udp": 200, "tcp-nutss": 100, "tcp-syni": 100, "tcp-repair": 100}
 
 
 async def main() -> None:
+    for technique, together in TOGETHER.items():
+        await measure(technique, together)
+
+
+async def measure(technique: str, together: int) -> None:
+    """Prints the figures of one technique."""
     with tempfile.TemporaryDirectory() as directory:
-        async with busy_pair(Path(directory)) as (running, a, b):
-            await attempt(a, b)  # what is imported and allocated once
+        async with busy_pair(Path(directory), technique) as (running, a, b):
+            (await attempt(a, b, techniques=technique)).close()  # what is imported and allocated once
 
             before = [_usage(daemon) for daemon in running]
             for _ in range(ALONE):
-                (await attempt(a, b)).close()
+                (await attempt(a, b, techniques=technique)).close()
             alone = _report("one by one", ALONE, before, [_usage(daemon) for daemon in running])
 
             before = [_usage(daemon) for daemon in running]
             began = trio.current_time()
-            outcomes = await crowd(a, b, TOGETHER)
+            outcomes = await crowd(a, b, together, technique)
             seconds = trio.current_time() - began
-            together = _report(f"{TOGETHER} at once", TOGETHER, before, [_usage(daemon) for daemon in running])
+            crowded = _report(f"{together} at once", together, before, [_usage(daemon) for daemon in running])
 
             connected = sum(outcome.connected for outcome in outcomes)
             for outcome in outcomes:
                 outcome.close()
-            print(f"crowd: {connected} of {TOGETHER} connected in {seconds:.2f} s")
-            print(f"  ratio       {together / alone:.2f} of the CPU an attempt takes alone")
+            print(f"crowd: {technique}, {connected} of {together} connected in {seconds:.2f} s")
+            print(f"  ratio       {crowded / alone:.2f} of the CPU an attempt takes alone")
 
 
 def _usage(daemon: RunningDaemon) -> Usage:

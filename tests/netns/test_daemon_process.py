@@ -5,6 +5,7 @@ Attempts are made in a namespace where nobody answers.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -262,7 +263,7 @@ def test_every_line_of_a_json_log_parses_and_none_holds_a_token(tmp_path: Path, 
             assert text not in daemon.output
 
 
-def test_a_trace_is_one_file_an_attempt_without_tokens(tmp_path: Path, quiet: Starter) -> None:
+def test_a_trace_is_one_text_an_attempt_without_tokens(tmp_path: Path, quiet: Starter) -> None:
     traces = tmp_path / "traces"
     traces.mkdir()
     with punchd(tmp_path, "--trace", str(traces), starter=quiet) as daemon, daemon.ready().talk() as talk:
@@ -272,12 +273,34 @@ def test_a_trace_is_one_file_an_attempt_without_tokens(tmp_path: Path, quiet: St
             tokens.append(talk.until("progress|a|1|udp|relay|").split("|")[5])
             talk.send("cancel|a")
             talk.until("error|a|cancelled|")
-            assert len(os.listdir(traces)) == number + 1
-        for file in traces.iterdir():
+            assert len(list(traces.glob("*.txt"))) == number + 1
+        assert {file.suffix for file in traces.iterdir()} <= {".txt", ".pcap"}
+        for file in traces.glob("*.txt"):
             assert re.fullmatch("[0-9a-f]{16}-initiator.txt", file.name)
+            assert file.stat().st_mode & 0o777 == 0o600
             text = file.read_text()
             assert "AttemptEnded verdict=cancelled" in text.splitlines()[-1]
             assert not [token for token in tokens if token in text or token[24:40] in text]
+        keys = [base64.urlsafe_b64decode(token + "==")[-16:] for token in tokens]
+        captures = [file.read_bytes() for file in traces.glob("*.pcap")]
+        assert any(b"PCH1" in capture for capture in captures)
+        assert not [key for key in keys for capture in captures if key in capture]
+
+
+def test_a_trace_without_the_right_to_sniff_says_so_and_has_no_packets(tmp_path: Path, quiet: Starter) -> None:
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    prefix = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"]
+    with (
+        punchd(tmp_path, "--trace", str(traces), prefix=prefix, starter=quiet) as daemon,
+        daemon.ready().talk() as talk,
+    ):
+        talk.send(INITIATE)
+        talk.until("progress|a|1|udp|relay|")
+        talk.send("cancel|a")
+        talk.until("error|a|cancelled|")
+        [file] = traces.iterdir()
+        assert "  Unrecorded why=sniffing needs CAP_NET_RAW\n" in file.read_text()
 
 
 def test_a_trace_that_becomes_unwritable_costs_a_warning_and_no_attempt(tmp_path: Path, quiet: Starter) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.natlab import KINDS, Laboratory, Link, Site
-from tests.netns.test_firewall_daemon import BACKENDS, FAMILIES, Daemon, daemon
+from tests.netns.firewall_process import BACKENDS, FAMILIES, Daemon, daemon
 
 pytestmark = [
     pytest.mark.netns,

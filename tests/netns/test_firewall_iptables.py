@@ -14,7 +14,7 @@ import pytest
 
 from punchd.kernel.firewall import lock
 from tests.natlab import Laboratory, Node, Site
-from tests.netns.test_firewall_daemon import NEEDS_IPTC, Daemon, daemon
+from tests.netns.firewall_process import NEEDS_IPTC, Daemon, daemon
 
 pytestmark = [
     pytest.mark.netns,

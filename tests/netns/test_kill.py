@@ -47,10 +47,10 @@ def _laboratory() -> Iterator[Laboratory]:
         yield laboratory
 
 
-def daemon(laboratory: Laboratory, name: str, directory: Path) -> Punchd:
+def daemon(laboratory: Laboratory, name: str, directory: Path, techniques: str = "udp") -> Punchd:
     host = laboratory.site(name).host
-    stun = [word for server in laboratory.stun for word in ("--stun", server)]
-    return punchd(directory, *stun, "--log-level", "error", starter=host.popen, name=name)
+    words = [word for server in laboratory.stun for word in ("--stun", server)] + ["--techniques", techniques]
+    return punchd(directory, *words, "--log-level", "error", starter=host.popen, name=name)
 
 
 def inhabitants(host: Host) -> set[int]:
@@ -90,10 +90,19 @@ class Side:
         self.talk.send(f"respond|x|{token}")
 
 
-def play(initiator: Side, responder: Side, peer: str, kill: Callable[[], None], after_s: float) -> None:
+def play(
+    initiator: Side,
+    responder: Side,
+    peer: str,
+    kill: Callable[[], None],
+    after_s: float,
+    *,
+    technique: str = "udp",
+    lport: int = 40000,
+) -> None:
     """Begin an attempt, relay all tokens, kill something after that time, go on until nobody can say more."""
     initiator.began_at = responder.began_at = time.monotonic()
-    initiator.talk.send(f"initiate|x|udp|{peer}|40000|timeout={TIMEOUT_S * 1000};lport=40000")
+    initiator.talk.send(f"initiate|x|{technique}|{peer}|40000|timeout={TIMEOUT_S * 1000};lport={lport}")
     killed = False
     open_sides = {initiator.talk.socket: initiator, responder.talk.socket: responder}
     while open_sides:

@@ -1,49 +1,54 @@
-"""TCP between kinds of NAT, with the three TCP techniques of `all` in sequence."""
+"""TCP between kinds of NAT, with the sequences of techniques that `auto` and `all` have for it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 
-from tests.matrix import LATENESS_S, Cell, obstacle, run
-from tests.natlab import MATRIX
+from tests.matrix.expected import LIMITS, MATRICES, UNKNOWABLE, obstacle
+from tests.matrix.play import play, rounds
+from tests.netns.assert_matrix import assert_as_expected
 
 pytestmark = [pytest.mark.netns]
 
-SEQUENCE = "tcp-nutss,tcp-syni,tcp-repair"
-# Eight kinds that differ most, 64 pairs: those that some technique cannot do are all among them.
-SAMPLE = (
-    "full-cone",
-    "no-filter",
-    "eim-no-preserve",
-    "symmetric-sequential",
-    "symmetric-random",
-    "nosyn-before",
-    "seq-rewrite",
-    "killed-by-rst",
-)
-
-
-def complaint(cells: Sequence[Cell]) -> str:
-    """What is not as expected, a line each."""
-    wrong = [cell for cell in cells if cell.connected != (obstacle(cell.a, cell.b) is None)]
-    return "\n".join(f"{cell.a} -> {cell.b}, {cell.late_s:g} s late: {cell.explanation}" for cell in wrong)
+# How far B's kind is after A's in the list of kinds: twenty pairs each, and each kind in both roles. Against itself; a
+# counting NAT and one that drops SYNs; one whose mappings die of an RST and one that answers with RST; the same with
+# one that answers with ICMP, and random ports and a full cone.
+SAMPLES = {"all-tcp": (0, 3, 6, 8), "auto-tcp": (0, 8)}
+SAMPLE_LATE_S = 0.15
 
 
 @pytest.mark.timeout(600)
-async def test_a_sample_of_pairs_connects_over_tcp_but_those_with_an_unknowable_port() -> None:
-    cells = await run((0.15,), SAMPLE, SEQUENCE)
+@pytest.mark.parametrize("name", SAMPLES)
+async def test_a_sample_of_pairs_connects_over_tcp_but_those_with_a_known_obstacle(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = rounds((SAMPLE_LATE_S,), shifts=SAMPLES[name])
 
-    assert len(cells) == 64
-    assert all("tcp-" in cell.explanation for cell in cells)
-    assert not complaint(cells), complaint(cells)
+    cells = await play(MATRICES[name].techniques, plan)
+
+    assert_as_expected(MATRICES[name], plan, cells, capsys)
+
+
+def test_the_sample_holds_a_pair_for_every_limit_of_every_technique() -> None:
+    pairs = [pair for turn in rounds((SAMPLE_LATE_S,), shifts=SAMPLES["all-tcp"]) for pair in turn.pairs]
+    techniques = MATRICES["all-tcp"].techniques
+    obstacles = [why for pair in pairs for name in techniques if (why := obstacle((name,), *pair)) is not None]
+
+    assert len(pairs) >= 60
+    assert {pair for why in obstacles for pair in why.limits} == {
+        (name, limit) for name in techniques for limit in (UNKNOWABLE, *LIMITS[name])
+    }
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
-async def test_every_pair_connects_over_tcp_at_every_lateness_but_those_with_an_unknowable_port() -> None:
-    cells = await run(LATENESS_S, MATRIX, SEQUENCE)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["all-tcp", "auto-tcp", "tcp-nutss", "tcp-syni", "tcp-repair"])
+async def test_every_pair_connects_over_tcp_but_those_with_a_known_obstacle(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = rounds(MATRICES[name].late_s)
 
-    assert len(cells) == len(LATENESS_S) * len(MATRIX) ** 2
-    assert not complaint(cells), complaint(cells)
+    cells = await play(MATRICES[name].techniques, plan)
+
+    assert len(cells) == len(MATRICES[name].late_s) * 400
+    assert_as_expected(MATRICES[name], plan, cells, capsys)

@@ -158,11 +158,19 @@ async def connect_everywhere(stage: Stage, port: RoundTcpPort) -> None:
     """Connections, forged ones, copies, given up with RST or silently."""
     for target, number in itertools.product(PORTS, NUMBERS):
         dare(lambda target=target, number=number: port.connect(target, number))  # type: ignore[misc]
+        dare(lambda target=target, number=number: port.connect(target, number, ttl=2))  # type: ignore[misc]
+        dare(lambda target=target: connect_again(port, target))  # type: ignore[misc]
         dare(lambda target=target: port.forge(target, AGREED))  # type: ignore[misc]
         dare(lambda target=target: port.repeat(target))  # type: ignore[misc]
     await trio.sleep(0.1)
     for target in PORTS:
         dare(lambda target=target: port.repeat(target))  # type: ignore[misc]
+
+
+def connect_again(port: RoundTcpPort, target: int) -> None:
+    connection = port.connect(target, 5)
+    for ttl in (None, -1, 0, 2, 256):
+        port.reconnect(connection, 9, ttl)
 
 
 async def inject_while_listening(stage: Stage, port: RoundTcpPort) -> None:
@@ -297,10 +305,11 @@ def test_the_port_does_nothing_more_once_its_scope_is_left(laboratory: Laborator
             lambda: port.connect(40000, 1),
             lambda: port.forge(40000, AGREED),
             port.listen,
+            port.exempt,
         )
         answers.extend(dare(effect) for effect in effects)
         await trio.sleep(0.05)
 
     stage = perform(laboratory, nothing, afterwards=leave)
-    assert [error.reason for error in answers if isinstance(error, PunchError)] == [Code.REFUSED] * 5
+    assert [error.reason for error in answers if isinstance(error, PunchError)] == [Code.REFUSED] * 6
     assert not stage.segments()

@@ -60,6 +60,7 @@ def test_the_command_line_wins_over_the_file_and_leaves_the_rest_of_it(file: Pat
         (("--mode", "0600"), "mode", 0o600),
         (("--ttl", "1"), "ttl", 1),
         (("--techniques", "udp,tcp-syni"), "techniques", ("udp", "tcp-syni")),
+        (("--firewall", "none"), "firewall", "none"),
         (("--log-level", "error"), "log_level", "error"),
         (("--log-format", "json"), "log_format", "json"),
         (("--trace", "/y"), "trace", "/y"),

@@ -33,6 +33,9 @@ RIGHT: list[tuple[str, str, object]] = [
     ("ttl", "64", 64),
     ("techniques", '["udp"]', ("udp",)),
     ("techniques", '["udp", "tcp-syni", "my-own2"]', ("udp", "tcp-syni", "my-own2")),
+    ("firewall", '"nft"', "nft"),
+    ("firewall", '"iptables"', "iptables"),
+    ("firewall", '"none"', "none"),
     ("log-level", '"debug"', "debug"),
     ("log-level", '"error"', "error"),
     ("log-format", '"json"', "json"),
@@ -64,6 +67,7 @@ WRONG: list[tuple[str, str]] = [
     *(("techniques", f'["{text}"]') for text in ("auto", "all", "probe", "hello", "a" * 17, "udp,tcp", "udp ", "2udp")),
     ("techniques", str([f"plugin-{number}" for number in range(9)])),
     *(("log-level", text) for text in ('"loud"', '"DEBUG"', '""', "10", "true", '["info"]', "{}")),
+    *(("firewall", text) for text in ('"NFT"', '"nftables"', '""', "false", '["nft"]', "0", "{}")),
     *(("log-format", text) for text in ('"xml"', '"JSON"', "1", "false", '[["json"]]')),
     *(("trace", text) for text in ("5", '""', "true", '"a\\u0000b"')),
     *(("allow-private", text) for text in ("1", "0", '"true"', "[]", '"no"')),
@@ -102,7 +106,7 @@ def test_a_right_value_is_taken_and_changes_nothing_else(name: str, text: str, v
     assert getattr(found, attribute) == value
     assert type(getattr(found, attribute)) is type(value)
     for knob in fields(Config):
-        if knob.name not in (attribute, "techniques_were_named"):
+        if knob.name not in (attribute, "techniques_were_named", "ttl_was_named"):
             assert getattr(found, knob.name) == getattr(Config(), knob.name)
 
 
@@ -252,6 +256,14 @@ def test_it_is_known_whether_the_techniques_were_named_or_are_the_default() -> N
     assert build({"ttl": 5}, "command line", named).techniques_were_named
 
 
+def test_it_is_known_whether_the_ttl_was_named_even_if_it_is_the_default() -> None:
+    assert not parse(b"log-level = 'info'", WHERE).ttl_was_named
+    named = parse(b"ttl = 4", WHERE)
+    assert named.ttl_was_named
+    assert build({"log-level": "debug"}, "command line", named).ttl_was_named
+    assert build({"ttl": 4}, "command line").ttl_was_named
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("192.0.2.1:3478", ("192.0.2.1", 3478)), ("[::1]:1", ("::1", 1)), ("a.b-c_d:65535", ("a.b-c_d", 65535))],
@@ -262,4 +274,4 @@ def test_a_server_is_a_host_and_a_port(text: str, expected: tuple[str, int]) -> 
 
 def test_every_knob_says_what_it_is_for() -> None:
     for knob in (*fields(Config), *LIMITS):
-        assert knob.name == "techniques_were_named" or len(knob.metadata["doc"]) > 5
+        assert knob.name in ("techniques_were_named", "ttl_was_named") or len(knob.metadata["doc"]) > 5

@@ -224,8 +224,9 @@ def test_every_knob_is_told_with_its_default_range_and_reason(title: str, table:
             assert reach == f"{knob.metadata['least']}–{knob.metadata['most']}"  # noqa: RUF001 (typography)
 
 
-def test_choices_of_the_log_are_told() -> None:
+def test_choices_are_told() -> None:
     told = {row[0]: row[2] for row in rows(section(CONFIGURATION, "Settings"))}
+    assert told["`firewall`"] == ", ".join(config.FIREWALLS)
     assert told["`log-level`"] == ", ".join(config.LOG_LEVELS)
     assert told["`log-format`"] == ", ".join(config.LOG_FORMATS)
 

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
+from punchd.config import FIREWALLS
 from punchd.errors import ConfigError, KernelError
 from punchd.kernel import privileges
-from punchd.kernel.firewall import SETTINGS, Exemption, choose, iptables, nft
+from punchd.kernel.firewall import Exemption, choose, iptables, nft
 from punchd.technique import Capability
 
 
@@ -35,7 +36,7 @@ class Backend:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A host where everything works."""
-    monkeypatch.setattr(privileges, "held", lambda: Capability.NET_ADMIN)
+    monkeypatch.setattr(privileges, "held", lambda: Capability.NET_ADMIN | Capability.NET_RAW)
     monkeypatch.setattr(nft, "NftTable", lambda: Backend("nft"))
     monkeypatch.setattr(iptables, "IptablesRules", lambda: Backend("iptables"))
     return monkeypatch
@@ -49,7 +50,7 @@ def broken() -> Backend:
     ("setting", "name"), [("auto", "nft"), ("nft", "nft"), ("iptables", "iptables"), ("none", "none")]
 )
 def test_each_setting_has_its_backend(host: pytest.MonkeyPatch, setting: str, name: str) -> None:
-    assert setting in SETTINGS
+    assert setting in FIREWALLS
     assert choose(setting).name == name
 
 
@@ -82,6 +83,15 @@ def test_without_the_capability_nothing_is_tried(host: pytest.MonkeyPatch, setti
     ):
         choose(setting)
     assert choose("auto").name == "none"
+
+
+def test_without_net_raw_iptables_is_not_tried_but_nft_works(host: pytest.MonkeyPatch) -> None:
+    """libiptc opens a raw socket."""
+    host.setattr(privileges, "held", lambda: Capability.NET_ADMIN)
+    host.delattr(iptables, "IptablesRules")
+    with pytest.raises(KernelError, match=r"^firewall iptables: needs CAP_NET_RAW, which this process does not have$"):
+        choose("iptables")
+    assert choose("auto").name == choose("nft").name == "nft"
 
 
 @pytest.mark.parametrize("setting", ["", "Auto", "iptables-nft", "x" * 1000])

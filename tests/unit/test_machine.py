@@ -140,6 +140,21 @@ def test_an_explanation_belongs_to_its_round() -> None:
     assert only(give(machine, Cue.BROKE), Failed)[0].text == "no route"
 
 
+def test_the_verdict_repeats_what_broke_the_last_technique() -> None:
+    machine = in_state(State.OFFERED, rounds_left=0)
+    machine.explain("no datagram came")
+    actions = give(machine, Cue.BROKE)
+    assert only(actions, Failed)[0].text == "no route; no datagram came"
+    assert only(actions, Fail)[0].text.endswith("; no route; no datagram came")
+
+
+def test_a_responder_whose_peer_gives_up_says_what_it_saw_itself() -> None:
+    machine = in_state(State.ARMED, leads=False)
+    machine.explain("no datagram came")
+    [verdict] = only(machine.handle(Arrived(token(Kind.ABORT, farewell=Farewell.EXHAUSTED)), 1), Fail)
+    assert verdict.text == "the other side gave up: it had no technique left; here: no datagram came"
+
+
 # --- time ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from punchd.control.registry import ALL_ORDER, Registry, Unavailable
+from punchd.control.registry import ALL_ORDER, Registry, Unavailable, with_firewall
 from punchd.endpoint import PortSet, parse_ip
 from punchd.errors import Code, ConfigError
 from punchd.technique import Capability, Facts, Hole, Kit, Role, Technique, Unsuitable
@@ -74,6 +74,26 @@ def test_a_technique_that_lacks_capabilities_is_named_with_them(held: Capability
     assert registry.by_name["tcp-syni"].plan(FACTS) == Unsuitable(Code.NO_PRIVILEGE, f"tcp-syni needs {missing}")
     assert registry.by_name["zeta"].number == 200
     assert registry.resolve(("auto",)) == registry.resolve(("all",)) == ("udp",)
+
+
+@pytest.mark.parametrize(
+    ("own", "can_exempt", "missing"),
+    [
+        (RAW, False, None),
+        (Capability.NET_ADMIN, True, None),
+        (Capability.NET_ADMIN, False, "CAP_NET_RAW (or a firewall for exemptions)"),
+        (Capability.NET_RAW, False, "CAP_NET_ADMIN"),
+        (Capability.NONE, False, "CAP_NET_ADMIN, CAP_NET_RAW (or a firewall for exemptions)"),
+    ],
+)
+def test_a_firewall_stands_in_for_raw_packets_where_a_technique_can_use_it(
+    own: Capability, can_exempt: bool, missing: str | None
+) -> None:
+    nutss = Fake("tcp-nutss", needs=Capability.NET_ADMIN | Capability.LOW_TTL_SYN)
+    registry = Registry([nutss, Fake("tcp-syni", needs=RAW), Fake("udp")], with_firewall(own, can_exempt=can_exempt))
+    assert registry.lacking.get("tcp-nutss") == missing
+    assert ("tcp-nutss" in registry.usable) == (missing is None)
+    assert ("tcp-syni" in registry.usable) == (own == RAW), "raw packets themselves need the capability"
 
 
 def test_with_the_capabilities_it_is_usable() -> None:

@@ -126,7 +126,7 @@ def stage(*rounds: Half, leads: bool = True, timeout_s: float = 30.0) -> Stage:
         techniques={"udp": cast(Technique[Any], technique)},
         ports=AttemptPorts(cast(LearningPort, port), ()),
         peer_ports=PortSet((5002,)) if leads else None,
-        ttl=4,
+        ttl=lambda: 4,
         packets_per_port=64,
         packets=512,
         voice=voice,

@@ -8,7 +8,7 @@ import zlib
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -134,6 +134,7 @@ def test_the_request_of_rfc_5769_is_refused_for_the_attributes_of_ice() -> None:
 
 
 @given(transaction_ids, endpoints)
+@settings(deadline=None)  # the first example imports scapy
 def test_scapy_reads_the_same_address_from_our_answer(transaction_id: bytes, mapped: Endpoint) -> None:
     from scapy.contrib.stun import STUN
 
@@ -145,6 +146,7 @@ def test_scapy_reads_the_same_address_from_our_answer(transaction_id: bytes, map
 
 
 @given(transaction_ids, endpoints)
+@settings(deadline=None)  # the first example imports scapy
 def test_we_read_the_same_address_from_scapys_rfc_3489_answer(transaction_id: bytes, mapped: Endpoint) -> None:
     from scapy.contrib.stun import STUN, STUNMappedAddress
 

@@ -17,7 +17,7 @@ import trio
 
 from punchd.endpoint import Endpoint
 from punchd.errors import Code, PunchError
-from punchd.kernel.tcp import Placeholder, begin_connect, established, is_synchronized, part, reserve
+from punchd.kernel.tcp import Placeholder, begin_connect, established, is_synchronized, is_unanswered, part, reserve
 
 HANG_S = 10.0
 QUIET_S = 0.1  # on loopback an answer takes microseconds
@@ -191,6 +191,30 @@ async def test_a_connection_leaves_from_the_port_that_a_placeholder_holds(ip: st
             accepted, source = await other.accept()
             accepted.close()
             assert source == made.local
+
+
+@either
+async def test_a_low_ttl_is_that_of_the_first_syn_only(ip: str) -> None:
+    level, option = (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS) if ":" in ip else (socket.IPPROTO_IP, socket.IP_TTL)
+    with held(ip) as made, held(ip) as other:
+        with begin_connect(made.local, other.local) as usual, begin_connect(made.local, made.local, ttl=2) as low:
+            assert low.getsockopt(level, option) == usual.getsockopt(level, option) > 2
+        with pytest.raises(PunchError, match="EINVAL"):
+            begin_connect(made.local, other.local, ttl=256)
+
+
+async def test_a_connection_is_unanswered_until_the_peer_has_met_it_and_after_an_error() -> None:
+    with held("127.0.0.1") as made, held("127.0.0.1") as other:
+        with begin_connect(made.local, other.local) as connecting:
+            assert is_unanswered(connecting), "the other one is deaf"
+        other.open()
+        with begin_connect(made.local, other.local) as connecting, trio.fail_after(HANG_S):
+            assert await established(connecting) == 0
+            assert not is_unanswered(connecting)
+        other.close()
+    with held("127.0.0.1") as made, begin_connect(made.local, other.local) as connecting, trio.fail_after(HANG_S):
+        assert await established(connecting) != 0
+        assert is_unanswered(connecting)
 
 
 async def test_a_handshake_that_fails_tells_its_errno() -> None:

@@ -19,8 +19,9 @@ import trio
 
 from punchd.endpoint import Endpoint
 from punchd.errors import Code, PunchError
-from punchd.kernel.udp import MAX_DATAGRAM, UdpSocket
-from punchd.wire import probe
+from punchd.kernel.udp import MAX_DATAGRAM, Complained, UdpSocket
+from punchd.technique import Complaint
+from punchd.wire import icmp, probe
 
 LOOPBACKS = ["127.0.0.1", "::1"]
 LATE = probe.MAGIC + bytes(probe.SIZE - len(probe.MAGIC))
@@ -133,6 +134,65 @@ def test_a_ttl_is_that_of_one_datagram_only(ip: str, ttl: int | None) -> None:
                 next(int.from_bytes(raw[:4], "little") for at, kind, raw in control if (at, kind) == (level, wanted))
             )
         assert seen == [ttl or 64, 64]
+
+
+def nobody(ip: str) -> Endpoint:
+    """A port where nobody listens."""
+    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM) as gone:
+        gone.bind((ip, 0))
+        return Endpoint.from_sockaddr(gone.getsockname())
+
+
+async def complaint_of(made: UdpSocket) -> Complained | None:
+    """The next ICMP error; peeking finds no datagram before it."""
+    with trio.fail_after(HANG_S):
+        await made.readable()
+    assert made.peek() is None
+    return made.complained()
+
+
+@either
+async def test_an_icmp_error_says_who_complains_about_what_and_then_is_gone(ip: str) -> None:
+    with ours(ip) as made:
+        target = nobody(ip)
+        made.send(b"x", target)
+        expected = Complained(Complaint(icmp.Kind.PORT_UNREACHABLE, target.ip, target.port), target.ip)
+        assert await complaint_of(made) == expected
+        assert made.complained() is None
+        with trio.move_on_after(0.05) as waiting:
+            await made.readable()
+        assert waiting.cancelled_caught, "an error that stays would make the reader spin"
+
+
+@either
+async def test_errors_about_one_destination_cost_no_datagram_to_another(ip: str) -> None:
+    with ours(ip) as made, theirs(ip, made) as (other, source):
+        for number in range(10):
+            made.send(b"x", nobody(ip))
+            made.send(bytes((number,)), source)
+        assert [other.recv(10) for _ in range(10)] == [bytes((number,)) for number in range(10)]
+
+
+@either
+async def test_a_datagram_comes_before_an_error(ip: str) -> None:
+    with ours(ip) as made, theirs(ip, made) as (other, source):
+        made.send(b"x", nobody(ip))
+        other.send(b"hello")
+        found = made.peek() or made.peek()  # the error makes the first look fail
+        assert found == (b"hello", source)
+
+
+@either
+def test_an_application_that_never_asked_for_icmp_errors_gets_none(ip: str) -> None:
+    level, option = (socket.IPPROTO_IPV6, 25) if ":" in ip else (socket.IPPROTO_IP, 11)
+    with ours(ip) as made, theirs(ip, made) as (_, source):
+        made.send(b"x", nobody(ip))
+        with handed_over(made, source) as application:
+            assert application.getsockopt(level, option) == 0
+            assert application.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+            application.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                application.recvmsg(100, 100, socket.MSG_ERRQUEUE)
 
 
 def test_what_the_kernel_refuses_is_a_network_error_and_what_gets_lost_is_not() -> None:

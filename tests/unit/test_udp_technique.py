@@ -63,10 +63,13 @@ def test_two_nats_meet_in_one_and_a_half_round_trips_unless_one_is_random_and_th
 def test_a_random_nat_against_one_that_filters_by_port_says_why() -> None:
     punch = punched(APDF, RANDOM)
     assert punch.b.explanation == (
-        "no datagram of 203.0.113.1 has come; the own NAT picks a random port for each destination, "
+        "no answer at all from 203.0.113.1; the own NAT picks a random port for each destination, "
         "so the peer cannot know ours"
     )
-    assert punch.a.explanation == "no datagram of 198.51.100.9 has come"
+    assert punch.a.explanation == (
+        "no answer at all from 198.51.100.9; the peer's ports are guesses: its NAT may have a new one "
+        "for each destination"
+    )
 
 
 @pytest.mark.parametrize("rtt_s", [0.002, 0.02, 0.08, 0.3])
@@ -220,7 +223,9 @@ def test_without_done_and_data_the_initiator_says_what_is_missing() -> None:
     punch = punched(APDF, APDF, path=Path(loses=lose_done))
     assert punch.b.hole is not None
     assert punch.a.hole is None
-    assert punch.a.explanation == ("datagrams of 198.51.100.9:5002 arrive here, but nothing shows that ours reach it")
+    assert punch.a.explanation == (
+        "a datagram came from 198.51.100.9:5002, but nothing shows that ours reach it: a NAT on the way drops them"
+    )
 
 
 @pytest.mark.parametrize("copy", range(len(DONE_S)))

@@ -7,7 +7,7 @@ IP_MTU_DISCOVER do not). A rule on the input hook does: drop time exceeded when 
 from our port. Everybody else's traceroutes and errors pass.
 
 Most techniques need none of this, since a SYN that was sent raw with another sequence number is not believed either
-(RFC 5927 §4.1). Exemptions are for the classic form, and for hosts where raw sending is refused.
+(RFC 5927 §4.1). Exemptions are for the classic form, which is used where raw packets cannot be sent (`tcp_nutss`).
 
 | file | topic |
 |---|---|
@@ -23,7 +23,7 @@ Most techniques need none of this, since a SYN that was sent raw with another se
 | one exemption made, undone: the system calls | 0.10 ms, 0.09 ms | 0.9 ms, 0.6 ms |
 | the same as a trio task sees it | 0.20 ms, 0.18 ms | 1.2 ms, 0.9 ms |
 | beside 1,000 and 10,000 foreign rules of iptables | no change | 1.8 ms, 16 ms |
-| while `nft -f` loads 60,000 elements | up to 75 ms | no change |
+| while `nft -f` loads 60,000 elements | up to 75 ms | not measured |
 | after SIGKILL | nothing stays, 30 of 30 | rules stay until the next start |
 
 Why scopes are asynchronous: both kinds of change are quick, but either can be held up by what else is on the host
@@ -41,7 +41,7 @@ Source: issue "punchd" §firewall; RFC 792, RFC 4443 §3.3, RFC 5927; nf_tables.
 xt_u32(8) in iptables-extensions(8).
 """
 
-from punchd.kernel.firewall.choice import SETTINGS, choose
+from punchd.kernel.firewall.choice import choose
 from punchd.kernel.firewall.exemptions import Backend, Exemption, Exemptions, Firewall, NoFirewall
 
-__all__ = ["Firewall", "choose", "SETTINGS", "Exemption", "Exemptions", "NoFirewall", "Backend"]
+__all__ = ["Firewall", "choose", "Exemption", "Exemptions", "NoFirewall", "Backend"]

@@ -107,7 +107,7 @@ class Backend(Protocol):
 
 
 class NoFirewall:
-    """`none`: exemptions that change nothing. For sites that have a rule of their own, or want none."""
+    """`none`: exemptions that change nothing; techniques see by its families that they need not ask."""
 
     name = "none"
     families: frozenset[int] = frozenset()
