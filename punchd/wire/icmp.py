@@ -104,7 +104,7 @@ class Quoted:
     seq: int | None
 
     def is_from(self, protocol: int, port: int) -> bool:
-        """Whether it left from that port here. Its address does not count: not every NAT translates what is quoted."""
+        """Whether it left from that port here. The address does not count: some NATs do not translate the quote."""
         return self.protocol == protocol and self.source.port == port
 
 

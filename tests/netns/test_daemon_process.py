@@ -83,7 +83,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_and_leaves_no_path(tmp_path
         ) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            time.sleep(turn * 0.04)
+            time.sleep(0.01 + turn * 0.04)  # `up` is said a moment before main() runs
             process.send_signal(number)
             _, errors = process.communicate(timeout=HANG_S)
             assert b"Traceback" not in errors, errors.decode()
