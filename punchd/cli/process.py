@@ -32,25 +32,41 @@ def one_line(text: str) -> str:
 
 def run(main: Callable[[], int]) -> int:
     """The exit code of `main`, that of an interrupt included."""
-    with _interrupts_kill():
-        try:
-            return main()
-        except KeyboardInterrupt:
-            return EX_INTERRUPTED
-        except BaseExceptionGroup as group:  # trio's way to raise one
-            if group.split(KeyboardInterrupt)[1] is not None:
-                raise
-            return EX_INTERRUPTED
+    try:
+        with _interrupts_kill():
+            return _run(main)
+    except KeyboardInterrupt:  # it came a moment before it could kill
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.raise_signal(signal.SIGINT)
+        return EX_INTERRUPTED
+
+
+def _run(main: Callable[[], int]) -> int:
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return EX_INTERRUPTED
+    except BaseExceptionGroup as group:  # trio's way to raise one
+        if group.split(KeyboardInterrupt)[1] is not None:
+            raise
+        return EX_INTERRUPTED
 
 
 @contextlib.contextmanager
 def _interrupts_kill() -> Iterator[None]:
-    """SIGINT ends the process at once, unless whoever started it has it ignored."""
+    """SIGINT ends the process at once, unless whoever started it has it ignored.
+
+    Python throws away a signal that it has noted when its handler is replaced, so none may come meanwhile. One that it
+    noted before is raised by the blocking.
+    """
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:
         yield
         return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Sees the packets of one TCP or UDP port, both ways, and the ICMP errors that may be about them.
+"""Sees the packets of one TCP or UDP port, both ways, and the ICMP errors that are about them.
 
 An AF_PACKET socket sees what the stack gets before any listener, and what leaves it. A classic BPF program lets only
-what comes from or goes to the port and ICMP pass, so that a busy host costs nothing; ICMP is read further in
-`punchd.wire.icmp`.
+what comes from or goes to the port pass, and ICMP that quotes it, so that a busy host costs nothing: a hundred attempts
+at once provoke hundreds of errors, and each has a sniffer. ICMP is read further in `punchd.wire.icmp`.
 SOCK_DGRAM cuts the link header off: packets begin with the IP header whatever the interface. What is injected is
 seen as well (it crosses `lo`). Needs CAP_NET_RAW.
 
@@ -46,7 +46,7 @@ class Captured:
 # Instructions of classic BPF (linux/filter.h), and where their jumps go: to the next one unless a label is named.
 _LOAD_BYTE, _LOAD_HALF, _LOAD_HALF_BEHIND, _SKIP_HEADER = 0x30, 0x28, 0x48, 0xB1
 _AND, _IF_EQUAL, _IF_ANY_BIT, _RETURN = 0x54, 0x15, 0x45, 0x06
-_TAKE, _DROP = "take", "drop"
+_TAKE, _DROP, _NO_ICMP = "take", "drop", "no ICMP"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +55,27 @@ class _Step:
     value: int
     if_true: str = ""
     if_false: str = ""
+    label: str = ""
 
 
 # IPv4: the header's length is read; later fragments carry no ports. IPv6: extension headers are not followed, TCP and
-# ICMPv6 hardly ever come behind one.
+# ICMPv6 hardly ever come behind one. In ICMP the quoted packet begins at byte 8, and hardly ever has options.
 def _steps(version: int, port: int, protocol: int) -> tuple[_Step, ...]:
     if version == 4:
         return (
             _Step(_LOAD_BYTE, 0),
             _Step(_AND, 0xF0),
             _Step(_IF_EQUAL, 0x40, "", _DROP),
-            _Step(_LOAD_BYTE, 9),
-            _Step(_IF_EQUAL, socket.IPPROTO_ICMP, _TAKE, ""),
-            _Step(_IF_EQUAL, protocol, "", _DROP),
             _Step(_LOAD_HALF, 6),
             _Step(_IF_ANY_BIT, 0x1FFF, _DROP, ""),
             _Step(_SKIP_HEADER, 0),
+            _Step(_LOAD_BYTE, 9),
+            _Step(_IF_EQUAL, socket.IPPROTO_ICMP, "", _NO_ICMP),
+            _Step(_LOAD_HALF_BEHIND, 8 + 20),
+            _Step(_IF_EQUAL, port, _TAKE, ""),
+            _Step(_LOAD_HALF_BEHIND, 8 + 22),
+            _Step(_IF_EQUAL, port, _TAKE, _DROP),
+            _Step(_IF_EQUAL, protocol, "", _DROP, label=_NO_ICMP),
             _Step(_LOAD_HALF_BEHIND, 0),
             _Step(_IF_EQUAL, port, _TAKE, ""),
             _Step(_LOAD_HALF_BEHIND, 2),
@@ -91,12 +96,12 @@ def _steps(version: int, port: int, protocol: int) -> tuple[_Step, ...]:
 
 
 def _port_filter(version: int, port: int, protocol: int) -> bytes:
-    """`struct sock_filter[]`: what comes from or goes to this port, and ICMP, of one IP version."""
+    """`struct sock_filter[]`: what comes from or goes to this port, or quotes such a packet, of one IP version."""
     steps = _steps(version, port, protocol)
-    ends = {_TAKE: len(steps), _DROP: len(steps) + 1}
+    places = {step.label: index for index, step in enumerate(steps)} | {_TAKE: len(steps), _DROP: len(steps) + 1}
 
     def offset(index: int, label: str) -> int:
-        return ends[label] - index - 1 if label else 0
+        return places[label] - index - 1 if label else 0
 
     program = [
         struct.pack("HBBI", step.code, offset(index, step.if_true), offset(index, step.if_false), step.value)

@@ -90,8 +90,11 @@ def _read_answer(client: socket.socket) -> int:
 def _open_websocket(client: socket.socket) -> None:
     client.sendall(_OPENING)
     data = b""
-    while not data.endswith(b"\r\n\r\n"):
-        data += client.recv(65_536)
+    while b"\r\n\r\n" not in data:
+        more = client.recv(65_536)
+        if not more:
+            break
+        data += more
     if not data.startswith(b"HTTP/1.1 101"):
         raise ConnectionError(f"no WebSocket: {data!r}")
 

@@ -50,11 +50,10 @@ def as_fragment(packet: bytes, units: int, *, more: bool) -> bytes:
 
 @pytest.mark.parametrize("leaving", [True, False], ids=["leaving", "coming"])
 @either
-async def test_the_sniffer_passes_tcp_of_its_port_and_icmp_and_nothing_else(ends: Ends, leaving: bool) -> None:
+async def test_the_sniffer_passes_tcp_of_its_port_and_icmp_about_it_and_nothing_else(ends: Ends, leaving: bool) -> None:
     here, there = (ends.at_a, ends.at_b) if leaving else (ends.at_b, ends.at_a)
     version, own = ends.version, ends.at_a.port
     icmp = ip.ICMPV6 if version == 6 else ip.ICMP
-    error = struct.pack("!BBHI", 200, 0, 0, 0)  # of a type that nobody answers
 
     def segment(source: int, destination: int) -> bytes:
         return crafted(Endpoint(here.ip, source), Endpoint(there.ip, destination), Flags.RST)
@@ -62,15 +61,21 @@ async def test_the_sniffer_passes_tcp_of_its_port_and_icmp_and_nothing_else(ends
     def plain(protocol: int, payload: bytes) -> bytes:
         return ip.encode(here.ip, there.ip, protocol, payload, 64)
 
+    def about(kind: int, packet: bytes) -> bytes:
+        """ICMP, of a type that nobody answers, that quotes a packet."""
+        return plain(icmp, struct.pack("!BBHI", kind, 0, 0, 0) + packet)
+
     ports = struct.pack("!HHHH", own, own, 8, 0)
     wanted = [
         segment(own, 9),
         segment(9, own),
         segment(own, own),
-        plain(icmp, error),
+        about(200, segment(own, 9)),
+        about(201, segment(9, own)),
         segment(own, 9999),  # the last one: what was sent before it would be here by then
     ]
     unwanted = [segment(own + 1, own - 1), plain(ip.UDP, ports), plain(132, ports)]
+    unwanted += [about(202, segment(own + 1, own - 1)), about(203, b"")]
     if version == 4:
         wanted[1:1] = [with_ipv4_option(segment(own, 10)), as_fragment(segment(own, 11), 0, more=True)]
         unwanted += [
