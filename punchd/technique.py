@@ -7,8 +7,7 @@ policy: own port, own address, the attempt's peer, so many packets.
 
 There are no timeout parameters: the caller cancels. Leaving a `Scope`, cancelled or not, undoes it.
 
-Techniques are found through the entry point group `punchd.techniques`; only those that the configuration names are
-loaded, so that an installed but unwanted technique runs no code in a privileged daemon.
+How techniques are found: `punchd.plugins`.
 """
 
 from __future__ import annotations
@@ -17,17 +16,14 @@ from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager as Scope
 from dataclasses import dataclass
 from enum import Enum, Flag, auto
-from importlib.metadata import entry_points
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from punchd.endpoint import Endpoint, IPAddress, PortSet
-from punchd.errors import Code, ConfigError
+from punchd.errors import Code
 from punchd.events import Event
 from punchd.wire import icmp
 from punchd.wire.tcp import Flags, Options, Segment
-from punchd.wire.token import FIRST_PLUGIN_NUMBER, TECHNIQUE_NUMBERS, Card
-
-ENTRY_POINTS = "punchd.techniques"
+from punchd.wire.token import Card
 
 PlanT = TypeVar("PlanT")
 
@@ -317,7 +313,10 @@ class TcpPort(Protocol):
         """
 
     def repeat(self, port: int) -> None:
-        """Send a copy of the last SYN or SYN-ACK that our stack sent to that port of the peer."""
+        """Send a copy of the last SYN or SYN-ACK that our stack sent to that port of the peer.
+
+        Not once a connection to there stands: to a NAT that watches closely, a SYN is the end of what it knew.
+        """
 
     def forge(self, port: int, agreed: Agreed) -> Connection:
         """A connection without a handshake.
@@ -385,41 +384,3 @@ class Technique(Protocol[PlanT]):
 
     async def respond(self, plan: PlanT, offer: Card, kit: Kit) -> Hole:
         """The other half; the first thing it tells the peer is the answer."""
-
-
-def load(names: Iterable[str]) -> tuple[list[Technique[Any]], list[str]]:
-    """The techniques called `names`, in that order, and the names that are not installed.
-
-    Raises:
-        ConfigError: an entry point that cannot be imported or is no technique.
-    """
-    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    found: list[Technique[Any]] = []
-    absent: list[str] = []
-    for name in names:
-        point = points.get(name)
-        if point is None:
-            absent.append(name)
-            continue
-        try:
-            technique = point.load()()
-        except Exception as error:  # foreign code: whatever it raises, the user gets one line
-            raise ConfigError(f"technique {name}: {point.value} cannot be loaded: {error!r}") from error
-        _check(technique, name)
-        found.append(technique)
-    return found, absent
-
-
-def installed() -> list[str]:
-    """The names of all techniques that could be loaded."""
-    return [point.name for point in entry_points(group=ENTRY_POINTS)]
-
-
-def _check(technique: object, name: str) -> None:
-    if not isinstance(technique, Technique) or technique.name != name:
-        raise ConfigError(f"technique {name}: the entry point names something else: {technique!r}")
-    expected = TECHNIQUE_NUMBERS.get(name)
-    number = technique.number
-    if number != expected if expected is not None else not FIRST_PLUGIN_NUMBER <= number <= 255:
-        wanted = expected if expected is not None else f"{FIRST_PLUGIN_NUMBER} to 255"
-        raise ConfigError(f"technique {name}: expected token number {wanted}, got {number}")

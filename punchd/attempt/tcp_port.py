@@ -141,6 +141,9 @@ class RoundConnection:
     def is_unanswered(self) -> bool:
         return self.socket.fileno() < 0 or sockets.is_unanswered(self.socket)
 
+    def is_synchronized(self) -> bool:
+        return self.socket.fileno() >= 0 and sockets.is_synchronized(self.socket)
+
     def announce(self) -> None:
         sockets.announce(self.socket)
 
@@ -302,7 +305,7 @@ class RoundTcpPort:
 
     def repeat(self, port: int) -> None:
         last = self._last_out.get(port)
-        if last is not None:
+        if last is not None and not any(own.port == port and own.is_synchronized() for own in self._connections):
             self._send(last, TTL)
 
     def forge(self, port: int, agreed: Agreed) -> Connection:

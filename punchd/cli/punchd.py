@@ -139,7 +139,7 @@ def _start(chosen: Config) -> int:
 def _load_techniques(chosen: Config) -> list[Any]:
     import difflib
 
-    from punchd.technique import installed, load
+    from punchd.plugins import installed, load
 
     found, absent = load(chosen.techniques)
     if absent and chosen.techniques_were_named:

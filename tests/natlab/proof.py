@@ -1,7 +1,7 @@
 """What probing a NAT showed, and what its description promises: two values of one type, to be compared.
 
 `expected` is the other half of the description in model.py: the kernel's behaviour that each word stands for,
-measured and written down (shared/spec/techniques.md §2). Where it says something surprising, a comment says why.
+measured. Where it says something surprising, a comment says why.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ Userspace boxes get the IPv6 part only; their IPv4 goes through a TUN device (pl
 
 Pitfalls of nft 1.0.6 met here: `snat`, `dnat` and `learn` are no names for chains; a closing brace wants a line of
 its own; `typeof … : ct original ip saddr . ct original proto-src` in an inet table loses its second half, so the
-map says `type`. Measured facts: shared/spec/techniques.md §5.
+map says `type`. All of it measured.
 """
 
 from __future__ import annotations

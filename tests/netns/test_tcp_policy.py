@@ -22,7 +22,7 @@ from punchd.attempt.tcp_port import CONNECTIONS, LearningTcpPort, RoundTcpPort
 from punchd.endpoint import Endpoint, PortSet
 from punchd.errors import Code, DecodeError, PunchError
 from punchd.kernel.tcp import reserve
-from punchd.technique import Agreed, Hole
+from punchd.technique import Agreed, Hole, Sighted
 from punchd.wire import ip, tcp
 from punchd.wire.tcp import Flags, Options
 from tests.natlab import Laboratory, Site
@@ -268,6 +268,27 @@ def test_raw_segments_and_copies_end_with_the_rounds_packets(laboratory: Laborat
     stage = perform(laboratory, flood, packets=100)
     # the peer's answers are RSTs, which need no packet of ours
     assert len(stage.segments()) == 100
+
+
+def test_no_copy_of_a_syn_follows_once_the_connection_stands(laboratory: Laboratory) -> None:
+    async def connect_and_repeat(stage: Stage, port: RoundTcpPort) -> None:
+        connection = port.connect(stage.peer.port, 5)
+        assert await connection.result() == 0
+        while not is_our_syn(await port.sight()):
+            pass
+        for _ in range(3):
+            port.repeat(stage.peer.port)
+        await trio.sleep(0.02)
+
+    def is_our_syn(what: object) -> bool:
+        """Our SYN: what there would be a copy of."""
+        return isinstance(what, Sighted) and what.is_outgoing and bool(what.segment.flags & Flags.SYN)
+
+    with laboratory.site("b").host.entered():
+        listener = socket.create_server(("", 40000))
+    with listener:
+        stage = perform(laboratory, connect_and_repeat)
+    assert len([segment for segment in stage.segments() if segment.flags & Flags.SYN]) == 1
 
 
 def test_connections_end_with_the_rounds_packets_and_with_a_number_that_are_open(laboratory: Laboratory) -> None:
