@@ -49,7 +49,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--insecure", action="store_true", default=None, help="plain HTTP for others than this host: keys can be read"
     )
-    parser.add_argument("--store", metavar="URL", help="memory, the only one there is in this version")
+    parser.add_argument("--store", metavar="URL", help="memory, or redis://HOST:PORT/NUMBER (default: memory)")
     parser.add_argument("--metrics", **place, help="serve /metrics there, repeatable (default: 127.0.0.1:5026)")
     parser.add_argument("--config", metavar="FILE", help="TOML file with the same names; the command line wins")
     parser.add_argument("--log-level", metavar="L", help=f"{', '.join(knobs.LOG_LEVELS)} (default: info)")

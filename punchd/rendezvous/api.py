@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from punchd import __version__
@@ -115,7 +115,9 @@ class Api:
         ip = self.source_ip(request)
         wait_s = self._rates.of_source(Deed.REQUEST, ip, self._clock())
         if wait_s:
-            return self._limited(Deed.REQUEST, ip, wait_s)
+            refusal = self._limited(Deed.REQUEST, ip, wait_s)
+            # A proxy's connection is many people's.
+            return replace(refusal, pause_s=max(1.0, wait_s)) if ip == request.peer.ip else refusal
         for route in self._routes:
             match = route.path.fullmatch(request.path)
             if match is not None:

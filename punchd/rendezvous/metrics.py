@@ -50,6 +50,8 @@ class RendezvousCollector(Collector):
         yield replies
         yield CounterMetricFamily(f"{PREFIX}_pulse_replies_limited", "replies to unknown keys not sent", taken.limited)
         yield CounterMetricFamily(f"{PREFIX}_pulse_replies_unsent", "replies the kernel did not take", taken.unsent)
+        yield CounterMetricFamily(f"{PREFIX}_pulse_sources_shunned", "sources not heard for a while", taken.shunned)
+        yield CounterMetricFamily(f"{PREFIX}_pulses_unheard", "datagrams dropped for their source", taken.unheard)
         requests = CounterMetricFamily(f"{PREFIX}_requests", "HTTP requests by route", labels=["route"])
         for route, number in sorted(counts.requests.items()):
             requests.add_metric([route], number)

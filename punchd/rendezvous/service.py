@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from punchd import knobs, systemd
 from punchd.endpoint import Endpoint, IPAddress
 from punchd.errors import ConfigError
-from punchd.rendezvous import pulses, stun_server
+from punchd.rendezvous import pulses, redis_url, stun_server
 from punchd.rendezvous.access import Deed
 from punchd.rendezvous.aliases import Aliases
 from punchd.rendezvous.api import Api
@@ -110,9 +110,14 @@ def open_store(settings: Settings) -> Store:
     Raises:
         ConfigError: it cannot be had.
     """
-    if settings.store != MEMORY:
-        raise ConfigError("store: expected memory, the only one there is in this version")
     limits = settings.limits
+    if settings.store != MEMORY:
+        try:
+            from punchd.rendezvous.redis_store import RedisStore  # a tenth of a second, and an extra
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"store: expected the extra `redis`: pip install 'punchd[redis]' ({error})") from None
+        place = redis_url.parse(settings.store, "store")
+        return RedisStore(place, settings.timing.exact, settings.policy, limits)
     return MemoryStore(
         Clients(limits.clients, settings.timing.exact, settings.policy),
         Signals(limits.signal_queue, limits.signal_memory, float(limits.signal_seconds)),
@@ -139,9 +144,12 @@ async def serve(
         limits=web_limits.Limits(
             connections=limits.connections,
             connections_per_source=limits.connections_per_source,
+            connects_per_second=limits.connects_per_second,
             body_bytes=max(_BODY_BYTES, limits.signal_bytes),
         ),
         tls=None if certificate is None else certificate.context,
+        trusted=frozenset(ip_address(text) for text in settings.trusted_proxies),
+        notice_shunned=notice.shunned,
     )
     unknown_replies = Limiter(limits.unknown_replies_per_second, limits.unknown_replies_per_second, limits.sources)
     online = _Online(store)
@@ -152,7 +160,15 @@ async def serve(
         nursery.start_soon(store.run)
         nursery.start_soon(online.follow)
         for one in sockets.udp:
-            nursery.start_soon(pulses.PulseServer(one, store, unknown_replies, counts.pulses).run)
+            taking = pulses.PulseServer(
+                one,
+                store,
+                unknown_replies,
+                counts.pulses,
+                most=limits.datagrams_per_second,
+                notice_shunned=notice.shunned,
+            )
+            nursery.start_soon(taking.run)
         nursery.start_soon(_serve_stun, sockets.stun, counts)
         if sockets.metrics:
             nursery.start_soon(WebServer(metrics_handler(registry)).serve, sockets.metrics, stop)
@@ -217,6 +233,12 @@ class _Notice:
         self._counts.limited[deed] += 1
         if not self._lines.allow(source_key(ip), trio.current_time()):
             log.info("limited: %s of %s", deed.value, ip)
+
+    def shunned(self, source: bytes) -> None:
+        """4, 6, 8 or 18 bytes, see `punchd.web.shun`."""
+        ip = ip_address(source[:4] if len(source) < 8 else source[:16].ljust(16, b"\0"))
+        if not self._lines.allow(source_key(ip), trio.current_time()):
+            log.info("limited: %s sends or connects far too often, and is not heard for a while", ip)
 
 
 def _observed(api: Api, counts: Counts) -> Handler:

@@ -16,7 +16,7 @@ from typing import Any
 from punchd import knobs
 from punchd.errors import ConfigError
 from punchd.knobs import key, knob
-from punchd.rendezvous import views
+from punchd.rendezvous import redis_url, views
 
 HTTP = ("*:5025",)
 UDP = ("*:5024",)
@@ -24,7 +24,6 @@ STUN = ("*:3478",)
 METRICS = ("127.0.0.1:5026",)
 ON_ADDRESS_CHANGE = ("accept", "reverify")
 MEMORY = "memory"
-_REDIS = ("redis://", "rediss://")
 _PLACES = ("http", "udp", "stun", "metrics")
 _PATHS = ("tls_cert", "tls_key")
 
@@ -70,6 +69,15 @@ class Limits:
     wait_seconds: int = knob(60, "how long a long poll may wait", 1, 600)
     connections: int = knob(10_000, "HTTP connections in all", 1, 10**6)
     connections_per_source: int = knob(200, "HTTP connections of one source", 1, 10**6)
+    connects_per_second: int = knob(
+        200, "HTTP connections that a source may open a second; beyond, it is not heard for 10 s", 1, 10**6
+    )
+    datagrams_per_second: int = knob(
+        1000,
+        "datagrams a second of one address and port; one that sends more is not heard for 10 s",
+        1,
+        10**6,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +92,9 @@ class Settings:
     tls_key: str | None = knob(None, "its private key in PEM")
     insecure: bool = knob(False, "serve plain HTTP to others than this host: everybody on the way reads all keys")
     trusted_proxies: tuple[str, ...] = knob((), "addresses of reverse proxies whose X-Forwarded-For is believed")
-    store: str = knob(MEMORY, "memory; this version has no other (redis:// URLs are reserved)")
+    store: str = knob(
+        MEMORY, "memory, or the URL of a Redis that servers share: redis://HOST:PORT/NUMBER, rediss://, unix://"
+    )
     metrics: tuple[str, ...] = knob(METRICS, "where /metrics is served, HOST:PORT; none without")
     on_address_change: str = knob("accept", "what a pulse from a new address gets: accept, or reverify for 1050")
     require_same_ip: bool = knob(False, "take pulses only from the address that registered or verified over HTTP")
@@ -191,9 +201,11 @@ def _ip(text: str, where: str) -> str:
 
 
 def _store(value: Any, where: str) -> str:
-    if isinstance(value, str) and (value == MEMORY or value.startswith(_REDIS)):
-        return value
-    raise ConfigError(f"{where}: expected memory or redis://HOST:PORT/NUMBER, got {knobs.shown(value)}")
+    if not isinstance(value, str):
+        raise ConfigError(f"{where}: expected memory or a URL, got {knobs.shown(value)}")
+    if value != MEMORY:
+        redis_url.parse(value, where)
+    return value
 
 
 def is_loopback(host: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import ssl
 import time
 from collections import Counter
@@ -37,6 +38,7 @@ class Counts:
     connections: int = 0  # open now
     websockets: int = 0  # of those
     refused_connections: int = 0  # too many of them, in all or of one source
+    shunned: int = 0  # sources that connected too often
     failed_handshakes: int = 0  # of TLS
     dropped: int = 0  # clients that did not read their answers
     failures: int = 0  # handlers that raised
@@ -148,6 +150,10 @@ class Connection:
             if unsent is not None:
                 await unsent()
             raise
+        if keeps and answer.pause_s:
+            with trio.move_on_after(answer.pause_s * random.uniform(1, 2)) as self._idle:  # noqa: S311 (no secret)
+                await trio.sleep_forever()
+            self._idle = None
         return keeps
 
     async def _read_request(self) -> tuple[Head, Request] | None:

@@ -11,6 +11,7 @@ class Limits:
 
     connections: int = 10_000  # in all; each costs a descriptor and some 15 KiB
     connections_per_source: int = 200  # of one IPv4 address or one IPv6 /64; an office behind one NAT fits in
+    connects_per_second: int = 200  # of such a source; who connects more often is not heard for 10 s
     head_bytes: int = 16_384  # request line and fields
     target_bytes: int = 8_192  # of the request line; RFC 9110 §4.1 asks for 8,000 octets at least
     fields: int = 100  # of one head

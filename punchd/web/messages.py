@@ -90,6 +90,10 @@ class Request:
 class Response:
     """The answer to one request. The shell adds Date, Server, Content-Length and Connection.
 
+    Attributes:
+        pause_s: how long the shell then reads nothing from the client, and up to as long again, so that many who are
+            told the same do not come back together. For who asks too often: a refusal costs as much as an answer.
+
     Raises:
         ValueError: a status, a field or a body that must not be sent.
     """
@@ -97,6 +101,7 @@ class Response:
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
+    pause_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not 200 <= self.status <= 599:

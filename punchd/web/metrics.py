@@ -31,6 +31,7 @@ class WebCollector(Collector):
         yield answers
         for name, number, words in (
             ("refused_connections", counts.refused_connections, "clients sent away, too many connections"),
+            ("shunned_sources", counts.shunned, "sources that connected too often and are not heard for a while"),
             ("failed_handshakes", counts.failed_handshakes, "TLS handshakes that failed or took too long"),
             ("dropped", counts.dropped, "clients that did not read their answers"),
             ("failures", counts.failures, "requests answered with 500"),

@@ -2,7 +2,8 @@
 
 It runs in the caller's nursery and on the caller's sockets, takes no signals and reads no configuration. Counting is by
 source: an IPv4 address, or an IPv6 /64, since a customer has at least one of those for itself. One client too many
-hears 503 if that can be said in a moment, which under TLS it cannot.
+hears 503 if that can be said in a moment, which under TLS it cannot. A source that connects over and over is left to
+the kernel for a while, see `shun`: else its connections would fill the queue in which everybody waits.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ import os
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv6Address
 
 import trio
 
-from punchd.endpoint import Endpoint
+from punchd.endpoint import Endpoint, IPAddress
 from punchd.web.connection import Connection, Counts, Service
+from punchd.web.farewell import drop
 from punchd.web.http import encode
 from punchd.web.limits import Limits
 from punchd.web.messages import Handler, Problem, Response, problem_response
 from punchd.web.rate import source_key
+from punchd.web.shun import Census, Shunned
 
 STOP_S = 2.0  # how long connections may take to hear that the server stops
 _ACCEPT_PAUSE_S = 0.1  # after running out of descriptors: others have to end first
@@ -43,6 +46,8 @@ class WebServer:
         limits: see Limits.
         tls: gives the context for a new connection, so that a certificate can be replaced; None is plain HTTP.
         problem: makes the answer where the shell itself objects (4xx, 5xx), so that a server's errors look alike.
+        trusted: whose connections are many people's, such as a reverse proxy: no limit by source.
+        notice_shunned: told of each source that connects too often.
     """
 
     def __init__(
@@ -52,10 +57,16 @@ class WebServer:
         limits: Limits | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
         problem: Callable[[Problem], Response] = problem_response,
+        trusted: Collection[IPAddress] = (),
+        notice_shunned: Callable[[bytes], None] = lambda _source: None,
     ) -> None:
         self._service = Service(handler, limits or Limits(), tls, problem)
         self._connections: set[Connection] = set()
         self._sources: Counter[bytes] = Counter()
+        self._trusted = frozenset(trusted)
+        self._census = Census(self._service.limits.connects_per_second)
+        self._notice_shunned = notice_shunned
+        self._shunned: Shunned
         self._tasks: trio.Nursery
 
     @property
@@ -70,8 +81,10 @@ class WebServer:
         answers under way are finished. The listening sockets stay the caller's. Cancellation ends everything at once.
         A server serves once.
         """
+        self._shunned = Shunned(listeners, trio.current_time, self._notice)
         async with trio.open_nursery() as self._tasks:
             async with trio.open_nursery() as accepting:
+                accepting.start_soon(self._shunned.run)
                 for listener in listeners:
                     accepting.start_soon(self._accept, trio.socket.from_stdlib_socket(listener))
                 await stop.wait()
@@ -91,12 +104,27 @@ class WebServer:
                 log.warning("accept: %s", error.strerror)
                 await trio.sleep(_ACCEPT_PAUSE_S)
                 continue
-            self._tasks.start_soon(self._serve, sock, _peer(address))
+            peer = _peer(address)
+            if peer.ip not in self._trusted and self._is_shunned(source_key(peer.ip)):
+                drop(sock)
+            else:
+                self._tasks.start_soon(self._serve, sock, peer)
+
+    def _is_shunned(self, source: bytes) -> bool:
+        if source not in self._shunned:  # else it waited in the queue when the filter came
+            for one in self._census.count((source,), trio.current_time()):
+                self._shunned.add(one)
+        return source in self._shunned
+
+    def _notice(self, source: bytes) -> None:
+        self._service.counts.shunned += 1
+        self._notice_shunned(source)
 
     async def _serve(self, sock: trio.socket.SocketType, peer: Endpoint) -> None:
         source = source_key(peer.ip)
         limits, counts = self._service.limits, self._service.counts
-        if len(self._connections) >= limits.connections or self._sources[source] >= limits.connections_per_source:
+        has_too_many = self._sources[source] >= limits.connections_per_source and peer.ip not in self._trusted
+        if len(self._connections) >= limits.connections or has_too_many:
             counts.refused_connections += 1
             self._send_away(sock)
             return

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from tests.bench import crowded, line_speed, pulse_speed, punch_time, stun_speed, web_speed
+from tests.bench import crowded, flood, line_speed, pulse_speed, punch_time, rendezvous_speed, stun_speed, web_speed
 
 BENCHES: dict[str, Callable[[], Awaitable[None]]] = {
     "lines": line_speed.main,
@@ -17,6 +17,8 @@ BENCHES: dict[str, Callable[[], Awaitable[None]]] = {
     "pulses": pulse_speed.main,
     "stun": stun_speed.main,
     "web": web_speed.main,
+    "rendezvous": rendezvous_speed.main,
+    "flood": flood.main,
 }
 
 

@@ -35,7 +35,7 @@ CLIENTS = 1_000_000
 RATE = 33_334  # a second: a million clients, one pulse each in 30 s
 SECONDS = 10
 TICK_S = 0.005
-SOCKETS = 16  # the client sends from
+SOCKETS = 256  # the client sends from: each stays below the bound of one address and port
 SETTLE_S = 1.0  # for the last replies
 START_S = 120.0
 

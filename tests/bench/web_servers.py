@@ -32,7 +32,7 @@ def ours(listener: socket.socket) -> None:
             case _:
                 return json_response(DOCUMENT)
 
-    limits = Limits(connections_per_source=100_000)
+    limits = Limits(connections_per_source=100_000, connects_per_second=100_000)
     trio.run(WebServer(handle, limits=limits).serve, [listener], trio.Event())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -27,13 +28,16 @@ PATIENCE_S = 5.0
 MAPPING_S = 2  # of the NAT that forgets
 
 
-def ask(host: Host, address: str, method: str, path: str, key: str = "") -> Any:
+def ask(host: Host, address: str, method: str, path: str, key: str = "", *, body: str = "") -> Any:
     """The JSON that the server at `address` answers to a host of the laboratory."""
     with host.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.settimeout(PATIENCE_S)
         sock.connect((address, 5025))
         bearer = f"Authorization: Bearer {key}\r\n" if key else ""
-        sock.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{bearer}\r\n".encode())
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{bearer}\r\n"
+        )
+        sock.sendall((head + body).encode())
         answer = b"".join(iter(lambda: sock.recv(65_536), b""))
     return json.loads(answer.partition(b"\r\n\r\n")[2])
 
@@ -65,7 +69,7 @@ def outside(host: Host, inside_port: int) -> Endpoint:
     return answer.mapped
 
 
-def serve(laboratory: Laboratory) -> None:
+def serve(laboratory: Laboratory) -> subprocess.Popen[bytes]:
     """Start the server with its defaults on the server host."""
     server = laboratory.server
     process = server.popen([sys.executable, "-m", "punchd.cli.rendezvous", "--insecure", "--log-level", "warning"])
@@ -78,7 +82,7 @@ def serve(laboratory: Laboratory) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         else:
-            return
+            return process
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,11 @@ def test_v_001_d_15_with_its_defaults_the_server_is_on_5024_5025_and_3478_and_me
         with pulser(client, address) as sock:
             assert code(sock, me["private_id"]) == 1020
     assert outside(client, 7001).ip.compressed == client.public_ipv4
+    with client.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.settimeout(PATIENCE_S)
+        sock.connect(("192.0.2.10", 3478))
+        sock.sendall(stun.encode_request(os.urandom(12)))
+        assert sock.recv(2) == b"\x01\x01"  # Binding success, RFC 8489 §18.2
     with client.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.settimeout(PATIENCE_S)
         with pytest.raises(ConnectionRefusedError):

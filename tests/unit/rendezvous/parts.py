@@ -26,6 +26,7 @@ GENEROUS = replace(
     registrations_per_minute=10**6, registration_burst=10**6, lookups_per_second=10**6, lookup_burst=10**6,
     verifications_per_minute=10**6, verification_burst=10**6, requests_per_second=10**6, request_burst=10**6,
     signals_per_second=10**6, signal_burst=10**6, bindings_per_minute=10**6, binding_burst=10**6,
+    connects_per_second=10**6, datagrams_per_second=10**6,
 )  # fmt: skip
 
 

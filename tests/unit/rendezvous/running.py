@@ -58,10 +58,12 @@ class Running:
 class Pulser:
     """A UDP socket that sends to the server. Closed with its block."""
 
-    def __init__(self, port: int, address: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, address: str = "127.0.0.1", source: str = "") -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self.socket = trio.socket.socket(family, socket.SOCK_DGRAM)
-        self._to = (address, port)
+        self._blocking = socket.socket(family, socket.SOCK_DGRAM)
+        self._blocking.bind((source, 0))
+        self.socket = trio.socket.from_stdlib_socket(self._blocking)
+        self.to = (address, port)
 
     def __enter__(self) -> Pulser:
         return self
@@ -75,9 +77,19 @@ class Pulser:
 
     async def pulse(self, datagram: bytes) -> int:
         """The code of the reply, which has to come."""
-        await self.socket.sendto(datagram, self._to)
+        await self.socket.sendto(datagram, self.to)
         with trio.fail_after(PATIENCE_S):
             return int.from_bytes(await self.socket.recv(100), "big")
+
+    def burst(self, datagram: bytes, count: int) -> None:
+        """Send without letting the server run."""
+        for _ in range(count):
+            self._blocking.sendto(datagram, self.to)
+
+    async def drain(self) -> None:
+        """Forget the replies that came, or come in a moment."""
+        while not await self.hears_nothing():
+            pass
 
     async def hears_nothing(self) -> bool:
         """Whether no reply comes for a while."""

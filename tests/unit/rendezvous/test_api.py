@@ -315,6 +315,18 @@ async def test_all_requests_of_a_source_are_limited_before_anything_else() -> No
     assert (await world.get("GET", "/nothing", peer=peer("192.0.2.2"))).status == 404
 
 
+async def test_who_asks_too_often_is_not_read_for_a_while_unless_it_is_a_proxy_that_asks_for_many() -> None:
+    limits = replace(GENEROUS, requests_per_second=5, request_burst=1)
+    world = World(Settings(limits=limits, trusted_proxies=("192.0.2.9",)))
+    for _ in range(2):
+        direct = await world.get("GET", "/nothing")
+        proxied = await world.get("GET", "/nothing", peer=peer("192.0.2.9"), headers={"x-forwarded-for": "192.0.2.7"})
+    assert (direct.status, proxied.status) == (429, 429)
+    assert direct.pause_s >= 1
+    assert proxied.pause_s == 0
+    assert (await world.get("POST", "/logout", peer=peer("192.0.2.8"))).pause_s == 0
+
+
 @pytest.mark.parametrize(
     ("forwarded", "counted"),
     [

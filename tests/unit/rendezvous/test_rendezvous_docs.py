@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from punchd.cli.rendezvous import arguments
 from punchd.knobs import key
-from punchd.rendezvous import feed
+from punchd.rendezvous import client, feed
 from punchd.rendezvous.api import Api
 from punchd.rendezvous.pulse import Code
 from punchd.rendezvous.settings import Limits, Settings, Timing, parse
+from tests.unit.rendezvous.client_parts import place
 from tests.unit.rendezvous.parts import World
 
 ROOT = Path(__file__).parents[3]
@@ -46,9 +48,10 @@ def test_every_knob_is_told_with_default_range_and_reason(table: Any) -> None:
     assert told == wanted
 
 
-def test_the_example_of_a_configuration_is_one() -> None:
-    [example] = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    assert parse(example.encode(), "docs/rendezvous.md").limits.clients == 20_000
+def test_the_examples_of_a_configuration_are_ones() -> None:
+    examples = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    parsed = [parse(example.encode(), "docs/rendezvous.md") for example in examples]
+    assert parsed[0].limits.clients == 20_000
 
 
 def test_every_route_is_told_with_its_methods_and_whether_it_needs_a_key() -> None:
@@ -78,3 +81,22 @@ def test_the_close_codes_and_every_option_are_told() -> None:
     assert f"{feed.GONE} the client is gone" in section("Signals")
     options = {action.option_strings[-1] for action in arguments()._actions}
     assert options == set(re.findall(r"`(--[a-z-]+)", section("Command line")))
+
+
+async def test_the_example_of_a_client_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [example] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    assert len(example.splitlines()) <= 15
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/rendezvous.md", "exec"), names)  # noqa: S102 (our own page)
+    async with place() as server, server.client() as other, trio.open_nursery() as nursery:
+        monkeypatch.setattr(client, "UDP_PORT", server.udp)
+        nursery.start_soon(names["answer"], server.url)
+        printed = ""
+        while "I am" not in printed:
+            printed += capsys.readouterr().out
+            await trio.sleep(0.01)
+        await other.send(bytes.fromhex(printed.split()[2]), "hello")
+        assert (await other.receive()).text == "you said hello"
+        nursery.cancel_scope.cancel()

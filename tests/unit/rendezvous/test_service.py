@@ -92,6 +92,14 @@ async def test_v_018_v_003_malformed_datagrams_get_no_reply_and_good_ones_exactl
             assert await pulser.hears_nothing()
 
 
+async def test_v_003_a_socket_for_all_addresses_answers_from_the_one_that_was_asked() -> None:
+    async with running(udp=loopback(socket.SOCK_DGRAM, "0.0.0.0")) as server:  # noqa: S104
+        member = await server.register()
+        with Pulser(server.udp, "127.0.0.5") as pulser, trio.fail_after(PATIENCE_S):
+            await pulser.socket.sendto(member.raw_key, pulser.to)
+            assert await pulser.socket.recvfrom(100) == ((1020).to_bytes(4, "big"), ("127.0.0.5", server.udp))
+
+
 @pytest.mark.parametrize("count", FUZZ)
 async def test_v_021_d_20_after_random_datagrams_every_client_is_there_and_the_next_pulse_is_answered(
     count: int,
@@ -170,6 +178,23 @@ async def test_d_18_pulses_come_over_ipv6_too() -> None:
             assert await pulser.pulse(member.raw_key) == 1020
             _, told = await server.ask("GET", f"/peer/{member.id}/udp", member)
             assert (told["host"], told["port"]) == ("::1", pulser.port)
+
+
+async def test_d_26_a_body_that_nobody_asked_for_may_have_1_kib_and_no_more() -> None:
+    async with running() as server:
+        for size, status in ((1024, 200), (1025, 413)):
+            assert (await server.ask("POST", "/register", body=b"x" * size))[0] == status
+
+
+async def test_health_is_503_while_the_store_is_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def is_healthy() -> bool:
+        return False
+
+    async with running() as server:
+        assert (await server.ask("GET", "/health"))[0] == 200
+        monkeypatch.setattr(server.store, "is_healthy", is_healthy)
+        status, told = await server.ask("GET", "/health")
+        assert (status, told["error"]) == (503, "UNHEALTHY")
 
 
 class Listener:
@@ -313,7 +338,7 @@ async def test_v_022_neither_keys_nor_addresses_are_logged(caplog: pytest.LogCap
     caplog.set_level(logging.INFO)
     async with running() as server:
         member = await server.register()
-        with Pulser(server.udp) as pulser:
+        with Pulser(server.udp, source="127.0.0.77") as pulser:
             for datagram in (member.raw_key, member.key.encode(), b"junk", bytes(32)):
                 await pulser.socket.sendto(datagram, ("127.0.0.1", server.udp))
             assert await pulser.pulse(member.raw_key) == 1020
@@ -328,7 +353,7 @@ async def test_v_022_neither_keys_nor_addresses_are_logged(caplog: pytest.LogCap
         ):
             await server.ask_bytes(method, target, member, b"canary-in-a-signal")
         await server.ask_bytes("GET", "/ HTTP/9.9\r\nx: " + member.key)
-    canaries = (member.key, member.id, member.raw_key.hex(), "canary-in-a-signal", str(port), repr(member.raw_key))
+    canaries = (member.key, member.id, "canary-in-a-signal", "127.0.0.77", f":{port}", repr(member.raw_key)[2:-1])
     assert caplog.messages  # that it serves, at least
     said = "\n".join(f"{record.getMessage()} {record.args} {record.exc_text}" for record in caplog.records)
     assert [canary for canary in canaries if canary in said] == []

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from punchd.cli import rendezvous as cli
 from punchd.errors import ConfigError
 from punchd.knobs import key
+from punchd.rendezvous import service
 from punchd.rendezvous.settings import Limits, Settings, Timing, build, check, parse
+from punchd.web import listen
 from tests.unit.web.certificates import write_certificate
 
 WHERE = "/etc/punchd-rendezvous.toml"
@@ -163,6 +165,8 @@ def test_d_18_without_ipv6_every_address_is_every_ipv4_address() -> None:
         (("--store", "redis://x"), "store", "redis://x"),
         (("--log-level", "error"), "log_level", "error"),
         (("--log-format", "text"), "log_format", "text"),
+        (("--insecure", "--http", "*:1"), "insecure", True),
+        (("--tls-cert", "/a", "--tls-key", "/b"), "tls_cert", "/a"),
         (("--tls-cert", "/a", "--tls-key", "/b"), "tls_key", "/b"),
     ],
 )
@@ -170,7 +174,9 @@ def test_an_option_sets_its_knob_and_wins_over_the_file(
     argv: tuple[str, ...], attribute: str, value: object, tmp_path: Path
 ) -> None:
     file = tmp_path / "x.toml"
-    file.write_text('insecure = true\nhttp = ["*:9"]\nudp = ["*:9"]\nlog-level = "debug"\n[limits]\nclients = 7\n')
+    file.write_text(
+        'insecure = false\nhttp = ["127.0.0.1:9"]\nudp = ["*:9"]\nlog-level = "debug"\n[limits]\nclients = 7\n'
+    )
     found = cli.settings(cli.arguments().parse_args([*argv, "--config", str(file)]))
     assert getattr(found, attribute) == value
     assert found.limits.clients == 7
@@ -197,6 +203,21 @@ def test_what_it_cannot_start_with_is_one_line_and_78(
         assert captured.out == ""
         [line] = captured.err.splitlines()
         assert line.startswith(f"punchd-rendezvous: {text}")
+
+
+def test_right_settings_are_said_to_be_right_and_nothing_is_opened(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert cli.main(["--http", f"127.0.0.1:{taken.getsockname()[1]}", "--check-config"]) == 0
+    assert capsys.readouterr() == ("punchd-rendezvous: the settings are right\n", "")
+
+
+def test_a_socket_named_metrics_serves_those_and_others_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as http, socket.create_server(("127.0.0.1", 0)) as metrics:
+        monkeypatch.setattr(listen, "activated", lambda: {"web": [http], "metrics": [metrics]})
+        udp = f"127.0.0.1:{free_port()}"
+        sockets = service.open_sockets(Settings(http=("127.0.0.1:1",), udp=(udp,), stun=(), metrics=("127.0.0.1:1",)))
+        assert (sockets.http, sockets.metrics, len(sockets.udp)) == ([http], [metrics], 1)
+        sockets.close()
 
 
 def test_a_wrong_command_line_is_one_line_and_2(capsys: pytest.CaptureFixture[str]) -> None:
