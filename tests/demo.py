@@ -1,8 +1,8 @@
 """`./dev demo [KIND_A KIND_B]`: the main job, as one would see it on two machines, in a laboratory on one.
 
-Two hosts, each behind a NAT of its own; a daemon on each; the naive rendezvous server of the examples on a public
-host; two chats. Shown are the topology, what both sides say while they connect, how long it took, and the words that
-go both ways. Exit code 0 if they got through, 1 if they did not (and why), 2 for a wrong command line.
+Two hosts, each behind a NAT of its own; a daemon on each; punchd-rendezvous on a public host; two chats. Shown are the
+topology, what both sides say while they connect, how long it took, and the words that go both ways. Exit code 0 if they
+got through, 1 if they did not (and why), 2 for a wrong command line.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import trio
 
 from tests.natlab import Laboratory, LaboratoryError, Link, Site, kind
 from tests.pair import RunningDaemon, daemons, stun_arguments
+from tests.servers import rendezvous
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = {"a": "alice", "b": "bob"}
 LINKS_S = {"a": 0.012, "b": 0.028}  # one way; 80 ms from host to host and back
-RENDEZVOUS_PORT = 5026
+RENDEZVOUS_PORT = 5025
 CONNECT_S = 40.0  # longer than an attempt may take
 TALK_S = 10.0
 LAST_WORDS_S = 2.0  # for the other side's explanation
@@ -53,7 +54,7 @@ class Chats:
         self.processes: dict[str, subprocess.Popen[str]] = {}
 
     def start(self, who: str, *arguments: str) -> None:
-        command = [sys.executable, str(EXAMPLES / "chat.py"), "--rendezvous", self._rendezvous, "--name", NAMES[who]]
+        command = [sys.executable, str(EXAMPLES / "chat.py"), "--rendezvous", f"http://{self._rendezvous}"]
         command += ["--socket", self._running[who].path, *arguments]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = self._laboratory.site(who).host.popen(command, text=True, bufsize=1, **pipes)
@@ -123,13 +124,9 @@ def run(kind_a: str, kind_b: str) -> int:
         running = dict(zip(kinds, started, strict=True))
         trio.run(_until_ready, started)
         address = laboratory.stun[0].rpartition(":")[0]
-        rendezvous = laboratory.server.popen(
-            [sys.executable, str(EXAMPLES / "rendezvous.py"), "--host", address, "--port", str(RENDEZVOUS_PORT)],
-            stdout=subprocess.PIPE,
-        )
-        if rendezvous.stdout is not None:
-            rendezvous.stdout.readline()
-        chats = Chats(laboratory, running, f"{address}:{RENDEZVOUS_PORT}")
+        where = f"{address}:{RENDEZVOUS_PORT}"
+        stack.enter_context(rendezvous(laboratory.server, where))
+        chats = Chats(laboratory, running, where)
         return _converse(chats, rtt_s)
 
 
@@ -144,6 +141,7 @@ class _Story:
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.at: dict[tuple[str, str], float] = {}  # (who, first word of the news) -> when it was said first
+        self.callee = ""  # the id that bob waits as
         self.failures: list[str] = []
         self.heard: set[tuple[str, str]] = set()
 
@@ -156,6 +154,8 @@ class _Story:
         elif said.text.startswith("chat: "):
             self.failures.append(f"{NAMES[said.who]}: {said.text.removeprefix('chat: ')}")
         else:
+            if said.text.startswith("waiting as "):
+                self.callee = said.text.removeprefix("waiting as ")
             self.at.setdefault((said.who, said.text.split(" ")[0]), said.at)
 
     def until(self, *moments: tuple[str, str]) -> Callable[[Said], bool]:
@@ -182,13 +182,13 @@ class _Story:
 def _converse(chats: Chats, rtt_s: float) -> int:
     story = _Story()
     chats.start("b")
-    if not chats.listen_until(story.until(("b", "registered")), CONNECT_S):
+    if not chats.listen_until(story.until(("b", "waiting")), CONNECT_S):
         return _give_up(chats, story)
-    chats.start("a", "--call", NAMES["b"])
+    chats.start("a", "--call", story.callee)
     if not chats.listen_until(story.until(("a", "connected"), ("b", "connected")), CONNECT_S):
         return _give_up(chats, story)
-    took_s = max(story.at["a", "connected"], story.at["b", "connected"]) - story.at["b", "round"]
-    show(f"\nconnected {took_s * 1000:.0f} ms after bob's daemon was asked: {took_s / rtt_s:.1f} round trips\n")
+    took_s = max(story.at["a", "connected"], story.at["b", "connected"]) - story.at["a", "round"]
+    show(f"\nconnected {took_s * 1000:.0f} ms after alice's daemon was asked: {took_s / rtt_s:.1f} round trips\n")
 
     for who, other in (("a", "b"), ("b", "a")):
         sentence = f"Hello {NAMES[other]}, this is {NAMES[who]}, straight through both NATs."

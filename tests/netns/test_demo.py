@@ -44,7 +44,7 @@ def test_a_pair_that_cannot_connect_says_plainly_why() -> None:
     assert shown.returncode == 1, shown.stdout + shown.stderr
     assert "NOT CONNECTED" in shown.stdout
     assert "picks a random port" in shown.stdout
-    assert "bob: could not connect: peer-abort" in shown.stdout
+    assert "alice: could not connect: peer-abort" in shown.stdout
 
 
 @pytest.mark.parametrize("kinds", [["apdf"], ["apdf", "apfd"]], ids=["one kind", "a misspelt kind"])

@@ -1,15 +1,14 @@
-"""The examples and the library with everything real: two NATs, two daemons, a naive rendezvous server, two programs.
+"""The examples and the library with everything real: two NATs, two daemons, a rendezvous server, two programs.
 
   alice --- NAT ---+--- Internet ---+--- NAT --- bob
 daemon, chat       |                |         daemon, chat
-              STUN servers     rendezvous.py
+              STUN servers     punchd-rendezvous
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,16 +21,16 @@ import trio
 
 from punchd.client import AttemptError, Relay, blocking, trio_client
 from tests.natlab import KINDS, Host, Laboratory, Site
+from tests.servers import rendezvous
 from tests.unit.test_client_real_daemon import wait_until_served
-from tests.unit.test_examples_chat import build_chat, chat_command, chatter, have_a_chat
-from tests.unit.test_examples_rendezvous import EXAMPLES
+from tests.unit.test_examples_chat import Chatter, build_chat, chat_command, chatter, have_a_chat, id_in
 
 pytestmark = [
     pytest.mark.netns,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: builds network namespaces; run sudo ./dev test"),
 ]
 
-PORT = 5026
+PORT = 5025
 RECEIVE_S = 10.0  # for a datagram that is already on its way
 
 
@@ -60,20 +59,19 @@ def _chat_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_programs_behind_two_nats_chat(languages: str, kind: str, tmp_path: Path, chat_c: Path) -> None:
     first, _, second = languages.split()
     with Laboratory([Site("a", KINDS[kind]), Site("b", KINDS[kind])]) as lab, ExitStack() as stack:
-        serve = [sys.executable, str(EXAMPLES / "rendezvous.py"), "--port", str(PORT)]
-        server = stack.enter_context(lab.server.popen(serve, stdout=subprocess.PIPE, text=True))
-        stack.callback(server.terminate)
-        assert server.stdout is not None
-        assert server.stdout.readline() == f"listening on 0.0.0.0 port {PORT}\n"
         where = f"{lab.server.ipv4}:{PORT}"
-        chatters = []
-        for site, language, name, call in (("b", second, "bob", None), ("a", first, "alice", "bob")):
+        stack.enter_context(rendezvous(lab.server, where))
+        chatters: list[Chatter] = []
+        called = None
+        for site, language in (("b", second), ("a", first)):
             host = lab.site(site).host
             path = stack.enter_context(daemon(host, lab.stun, tmp_path))
-            command = chat_command(chat_c if language == "c" else None, where, name, call, path)
+            command = chat_command(chat_c if language == "c" else None, where, called, path)
             one = stack.enter_context(chatter(command, host.popen))
-            news = one.read_news("registered")
-            assert news[0].startswith(f"own address: {host.public_ipv4} port ")
+            if called is None:
+                news = one.read_news("waiting as")
+                assert news[0].startswith(f"own address: {host.public_ipv4} port ")
+                called = id_in(news)
             chatters.append(one)
         bob, alice = chatters
         assert alice.read_news("connected by udp")[-1].count(lab.site("b").host.public_ipv4) == 1

@@ -1,20 +1,25 @@
-"""chat.py and chat.c over loopback: the real rendezvous server, and daemons that play a script but grant real sockets.
+"""chat.py and chat.c over loopback: a real punchd-rendezvous, and daemons that play a script but grant real sockets.
 
 Every pair of the two programs chats in both directions. With real daemons and NATs: tests/netns/test_examples.py.
 """
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
-import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from punchd.rendezvous import pulses
+from tests.unit.rendezvous.processes import server
+from tests.unit.rendezvous.running import loopback
 from tests.unit.test_client_fake_daemon import (
     ANSWER,
     GREETING,
@@ -27,8 +32,8 @@ from tests.unit.test_client_fake_daemon import (
     tcp_pair,
     udp_pair,
 )
-from tests.unit.test_examples_rendezvous import EXAMPLES, Client, rendezvous_server
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CFLAGS = ("-std=c11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wpedantic", "-Werror", "-O2")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 TIMEOUT_S = 20
@@ -41,12 +46,55 @@ def build_chat(directory: Path, *flags: str) -> Path:
     return program
 
 
-def chat_command(program: Path | None, server: str, name: str, call: str | None, path: Path) -> list[str]:
-    """The command line of chat.py (`program` None) or of the compiled chat.c."""
+def chat_command(program: Path | None, where: str, call: str | None, path: Path) -> list[str]:
+    """The command line of chat.py (`program` None) or of the compiled chat.c; `where` is HOST:PORT."""
     if program is not None:
-        return [str(program), server, name, call or "-", str(path)]
-    script = [sys.executable, str(EXAMPLES / "chat.py"), "--rendezvous", server, "--name", name, "--socket", str(path)]
-    return [*script, *(["--call", call] if call else [])]
+        return [str(program), where, call or "-", str(path)]
+    pulse_port = int(where.rpartition(":")[2]) - 1
+    script = [sys.executable, str(EXAMPLES / "chat.py"), "--rendezvous", f"http://{where}", "--socket", str(path)]
+    return [*script, "--pulse-port", str(pulse_port), *(["--call", call] if call else [])]
+
+
+@contextmanager
+def rendezvous_server(directory: Path) -> Iterator[str]:
+    """HOST:PORT of a server that runs while the block does; its UDP port is the one below, as by default."""
+    config = directory / "rendezvous.toml"
+    config.write_text('http = ["127.0.0.1:5025"]\nstun = []\nmetrics = []\n')
+    http, udp = neighbours()
+    with server(config, http, udp) as running:
+        yield f"127.0.0.1:{running.at.http}"
+
+
+def neighbours() -> tuple[socket.socket, socket.socket]:
+    """A listening TCP socket, and a UDP socket on the port below."""
+    for _ in range(100):
+        http, udp = loopback(socket.SOCK_STREAM), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            udp.bind(("127.0.0.1", http.getsockname()[1] - 1))
+        except OSError:
+            http.close()
+            udp.close()
+        else:
+            pulses.prepare(udp)
+            return http, udp
+    raise AssertionError("no two neighbouring ports are free")
+
+
+class Member:
+    """Somebody else at the rendezvous server."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._key = ""
+        self.id: str
+        told = self.ask("POST", "/register")
+        self.id, self._key = told["client_id"], told["private_id"]
+
+    def ask(self, method: str, path: str, text: str = "") -> Any:
+        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "text/plain"}
+        request = urllib.request.Request(f"http://{self._where}{path}", text.encode(), headers, method=method)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+            return json.loads(answer.read())
 
 
 class Chatter:
@@ -123,12 +171,12 @@ def answer_probe(daemon: Conversation, ip: str, port: int) -> None:
     daemon.send(f"ok|{id_of(line)}|probe|udp|{ip}|{port}|endpoint-independent|5000\n")
 
 
-def caller_script(granted: socket.socket, protocol: str) -> Script:
+def callee_script(granted: socket.socket, protocol: str) -> Script:
     def script(daemon: Conversation) -> None:
-        answer_probe(daemon, "198.51.100.4", 41000)
+        answer_probe(daemon, "203.0.113.7", 42000)
         line = daemon.expect("initiate|")
         attempt = id_of(line)
-        assert line == f"initiate|{attempt}|udp|203.0.113.7|42000|lport=5000"
+        assert line == f"initiate|{attempt}|udp|198.51.100.4|41000|lport=5000"
         daemon.send(f"progress|{attempt}|1|udp|trying|-\nprogress|{attempt}|1|udp|relay|{OFFER}\n")
         daemon.expect(f"respond|{attempt}|{ANSWER}")
         daemon.send(f"progress|{attempt}|1|udp|ignored|stale\n" + ok_line(attempt, protocol), granted)
@@ -137,13 +185,13 @@ def caller_script(granted: socket.socket, protocol: str) -> Script:
     return script
 
 
-def callee_script(granted: socket.socket, protocol: str) -> Script:
+def caller_script(granted: socket.socket, protocol: str) -> Script:
     def script(daemon: Conversation) -> None:
-        answer_probe(daemon, "203.0.113.7", 42000)
+        answer_probe(daemon, "198.51.100.4", 41000)
         words = daemon.expect("respond|").split("|")
         attempt, token, options = words[1:]
         assert token == OFFER
-        assert {"peer=198.51.100.4", "lport=5000"} <= set(options.split(";"))
+        assert {"peer=127.0.0.1", "lport=5000"} <= set(options.split(";"))
         text = f"progress|{attempt}|1|udp|relay|{ANSWER}\n" + ok_line(attempt, protocol)
         first = text.index("ok|")
         for position, byte in enumerate(text):  # the worst segmentation there is
@@ -158,29 +206,35 @@ def _chat_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_chat(tmp_path_factory.mktemp("chat"), *SANITIZERS)
 
 
+def id_in(news: list[str]) -> str:
+    """The id that somebody waits as."""
+    return news[-1].removeprefix("waiting as ")
+
+
 @pytest.mark.parametrize("protocol", ["udp", "tcp"])
 @pytest.mark.parametrize("languages", ["python calls python", "python calls c", "c calls python", "c calls c"])
 def test_two_chat_programs_chat(languages: str, protocol: str, tmp_path: Path, chat_c: Path) -> None:
     first, _, second = languages.split()
     with ExitStack() as stack:
         one, other = stack.enter_context(udp_pair() if protocol == "udp" else tcp_pair())
-        server = f"127.0.0.1:{stack.enter_context(rendezvous_server())}"
+        where = stack.enter_context(rendezvous_server(tmp_path))
         stack.enter_context(fake_daemon(tmp_path / "bob", callee_script(other, protocol)))
-        command = chat_command(chat_c if second == "c" else None, server, "bob", None, tmp_path / "bob")
+        command = chat_command(chat_c if second == "c" else None, where, None, tmp_path / "bob")
         bob = stack.enter_context(chatter(command))
-        assert bob.read_news("registered")[-2:] == ["own address: 203.0.113.7 port 42000", "registered as bob"]
+        waiting = bob.read_news("waiting as")
+        assert waiting[0] == "own address: 203.0.113.7 port 42000"
         stack.enter_context(fake_daemon(tmp_path / "alice", caller_script(one, protocol)))
-        command = chat_command(chat_c if first == "c" else None, server, "alice", "bob", tmp_path / "alice")
+        command = chat_command(chat_c if first == "c" else None, where, id_in(waiting), tmp_path / "alice")
         alice = stack.enter_context(chatter(command))
-        news = alice.read_news("connected by")
-        assert [line.rstrip(" -") for line in news[2:]] == [
+        news = bob.read_news("connected by")
+        assert [line.rstrip(" -") for line in news] == [
             "round 1 udp: trying",
             "round 1 udp: relay",
             "round 1 udp: ignored stale",
-            f"connected by {protocol} to 198.51.100.4{':' if first == 'python' else ' port '}50000",
+            f"connected by {protocol} to 198.51.100.4{':' if second == 'python' else ' port '}50000",
         ]
         assert OFFER not in "".join(news)
-        bob.read_news("connected by")
+        alice.read_news("connected by")
         one.close()
         other.close()
         have_a_chat(alice, bob)
@@ -192,25 +246,21 @@ def test_a_token_for_somebody_who_is_connected_and_has_left_does_no_harm(
 ) -> None:
     def script(daemon: Conversation) -> None:
         answer_probe(daemon, "203.0.113.7", 42000)
-        attempt = id_of(daemon.expect("respond|"))
-        assert alice.ask("register ally 198.51.100.4 41000") == "registered ally"  # nobody is called alice any more
-        daemon.send(f"progress|{attempt}|1|udp|relay|{ANSWER}\n")
-        assert alice.ask("lookup bob") == "found bob 203.0.113.7 42000"
-        time.sleep(0.1)  # the server's answer to bob may be read first
-        daemon.send(ok_line(attempt), granted)
+        attempt = id_of(daemon.expect("initiate|"))
+        alice.ask("POST", "/logout")
+        daemon.send(f"progress|{attempt}|1|udp|relay|{OFFER}\n" + ok_line(attempt), granted)
         other.send(b"here I am\n")
         assert daemon.rest() == []
 
     with ExitStack() as stack:
         granted, other = stack.enter_context(udp_pair())
-        port = stack.enter_context(rendezvous_server())
-        alice = stack.enter_context(Client(port))
-        assert alice.ask("register alice 198.51.100.4 41000") == "registered alice"
+        where = stack.enter_context(rendezvous_server(tmp_path))
+        alice = Member(where)
         path = Path(stack.enter_context(fake_daemon(tmp_path / "socket", script)))
         program = chat_c if language == "c" else None
-        bob = stack.enter_context(chatter(chat_command(program, f"127.0.0.1:{port}", "bob", None, path)))
-        bob.read_news("registered")
-        alice.send(f"send bob {OFFER}\n")
+        bob = stack.enter_context(chatter(chat_command(program, where, None, path)))
+        called = id_in(bob.read_news("waiting as"))
+        alice.ask("POST", f"/peer/{called}/signal", "call 198.51.100.4 41000")
         bob.read_news("connected by")
         assert bob.read() == "here I am"
         other.send(b"")
@@ -218,35 +268,50 @@ def test_a_token_for_somebody_who_is_connected_and_has_left_does_no_harm(
 
 
 @pytest.mark.parametrize("language", ["python", "c"])
-def test_an_attempt_that_fails_ends_with_one_line_and_exit_code_1(language: str, tmp_path: Path, chat_c: Path) -> None:
+def test_only_the_first_caller_is_listened_to(language: str, tmp_path: Path, chat_c: Path) -> None:
     def script(daemon: Conversation) -> None:
-        answer_probe(daemon, "198.51.100.4", 41000)
-        daemon.send(f"error|{id_of(daemon.expect('initiate|'))}|exhausted|no technique succeeded: udp timeout\n")
-        daemon.rest()
+        answer_probe(daemon, "203.0.113.7", 42000)
+        line = daemon.expect("initiate|")
+        assert "|198.51.100.4|41000|" in line
+        late = Member(where)
+        for text in ("call 198.51.100.9 41000", ANSWER, "nonsense"):
+            late.ask("POST", f"/peer/{called}/signal", text)
+        alice.ask("POST", f"/peer/{called}/signal", OFFER)
+        assert daemon.read() == f"respond|{id_of(line)}|{OFFER}"
+        daemon.send(f"error|{id_of(line)}|exhausted|enough\n")
+        assert daemon.rest() == []
 
     with ExitStack() as stack:
-        server = f"127.0.0.1:{stack.enter_context(rendezvous_server())}"
+        where = stack.enter_context(rendezvous_server(tmp_path))
+        alice = Member(where)
         path = Path(stack.enter_context(fake_daemon(tmp_path / "socket", script)))
-        program = chat_c if language == "c" else None
-        alice = stack.enter_context(chatter(chat_command(program, server, "alice", "alice", path)))
-        assert alice.exit_code() == 1
-        news = alice.rest_of_news().splitlines()
-        assert news[-1] == "chat: could not connect: exhausted: no technique succeeded: udp timeout"
-        assert len(news) == 3
+        bob = stack.enter_context(chatter(chat_command(chat_c if language == "c" else None, where, None, path)))
+        called = id_in(bob.read_news("waiting as"))
+        alice.ask("POST", f"/peer/{called}/signal", "call 198.51.100.4 41000")
+        assert bob.exit_code() == 1
+        news = bob.rest_of_news().splitlines()
+        assert news[-1] == "chat: could not connect: exhausted: enough"
+        assert len(news) == 1
 
 
 @pytest.mark.parametrize("language", ["python", "c"])
 def test_what_is_missing_is_named(language: str, tmp_path: Path, chat_c: Path) -> None:
     program = chat_c if language == "c" else None
-    with rendezvous_server() as port:
-        nowhere = tmp_path / "nothing"
-        with chatter(chat_command(program, f"127.0.0.1:{port}", "alice", "bob", nowhere)) as alice:
+
+    def last_news(where: str, call: str, path: Path) -> str:
+        with chatter(chat_command(program, where, call, path)) as alice:
             assert alice.exit_code() == 1
-            assert alice.rest_of_news().startswith("chat: could not connect: ")
-        with (
-            fake_daemon(tmp_path / "socket", lambda daemon: answer_probe(daemon, "198.51.100.4", 41000)) as path,
-            chatter(chat_command(program, f"127.0.0.1:{port}", "alice", "bob", Path(path))) as alice,
-        ):
-            assert alice.exit_code() == 1
-            news = alice.rest_of_news().splitlines()[-1]
-            assert "the rendezvous server says: nobody is called bob" in news or "closed the connection" in news
+            return alice.rest_of_news().splitlines()[-1]
+
+    with rendezvous_server(tmp_path) as where:
+        nobody = "0" * 32
+        assert last_news(where, nobody, tmp_path / "nothing").startswith("chat: could not connect: ")
+
+        with fake_daemon(tmp_path / "socket", lambda daemon: answer_probe(daemon, "198.51.100.4", 41000)) as path:
+            news = last_news(where, nobody, Path(path))
+        assert news.startswith("chat: could not connect: ")
+        assert nobody in news or "closed the connection" in news
+
+    news = last_news(where, nobody, tmp_path / "nothing")
+    assert news.startswith("chat: could not connect: ")
+    assert where.rpartition(":")[2] in news
