@@ -284,7 +284,7 @@ class TcpPort(Protocol):
         """Let the own stack see a segment of that port of the peer.
 
         Raises:
-            PunchError: refused, while the port neither listens nor connects to there; or as `send`.
+            PunchError: refused, while the port does not listen; or as `send`.
         """
 
     async def sight(self) -> Sighted | Complaint | Outlook:

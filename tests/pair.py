@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ import trio.lowlevel
 from punchd.client import AttemptError, Connected, Event, OkProbe, Relay
 from punchd.client.options import AttemptOptions
 from punchd.client.trio_client import Daemon
+from punchd.wire.token import Kind, decode
 from tests.natlab import Host
 
 START_S = 20.0  # a daemon that takes longer on a loaded machine is taken for hung
@@ -117,11 +118,15 @@ class Outcome:
 
     Attributes:
         responded_at: when the `respond` line was written.
+        given_up: how many sockets of the responder were dead, as an offer after ok said (line protocol, "Races").
+        broken: what became of the connection when it was used.
     """
 
     initiator: End = field(default_factory=End)
     responder: End = field(default_factory=End)
     responded_at: float = 0.0
+    given_up: int = 0
+    broken: list[str] = field(default_factory=list)
 
     @property
     def connected(self) -> bool:
@@ -135,7 +140,8 @@ class Outcome:
 
     def explain(self) -> str:
         """Both verdicts, in words."""
-        return f"initiator: {_verdict(self.initiator)}; responder: {_verdict(self.responder)}"
+        verdicts = [f"initiator: {_verdict(self.initiator)}", f"responder: {_verdict(self.responder)}"]
+        return "; ".join([*verdicts, *(f"then {what}" for what in self.broken)])
 
     def close(self) -> None:
         for end in (self.initiator, self.responder):
@@ -175,6 +181,7 @@ async def attempt(
     outcome = Outcome()
     to_b, at_b = trio.open_memory_channel[str](64)
     to_a, at_a = trio.open_memory_channel[str](64)
+    initiator_ended = trio.Event()
 
     async def relay(nursery: trio.Nursery, token: str, target: trio.MemorySendChannel[str], delay_s: float) -> None:
         async def carry() -> None:
@@ -197,21 +204,45 @@ async def attempt(
                 outcome.initiator, running.connect(send, at_a, on_event=_note(outcome.initiator, "a", on_event))
             )
             await trio.lowlevel.checkpoint()
+        initiator_ended.set()
 
     async def respond(nursery: trio.Nursery) -> None:
-        first = await at_b.receive()
+        async def send(token: str) -> None:
+            if channel.back:
+                await relay(nursery, token, to_a, channel.delay_s)
+
+        offer: str | None = await at_b.receive()
         await trio.sleep(late_s)
         outcome.responded_at = trio.current_time()
-        options: AttemptOptions = {"lport": own_b.lport, "timeout_ms": timeout_ms + 1000, **chosen_ttl}
-        async with b.respond(first, peer=own_a.ip, **options) as running:
+        again: AttemptOptions = {"timeout_ms": timeout_ms + 1000, **chosen_ttl}
+        options: AttemptOptions = {"lport": own_b.lport, **again}
+        while offer is not None:
+            end = outcome.responder
+            async with b.respond(offer, peer=own_a.ip, **options) as running:
+                await _finish(end, running.connect(send, at_b, on_event=_note(end, "b", on_event)))
+            offer = await next_offer() if end.connected is not None else None
+            if offer is not None and end.connected is not None:
+                end.connected.socket.close()
+                end.connected, options = None, again
+                outcome.given_up += 1
 
-            async def send(token: str) -> None:
-                if channel.back:
-                    await relay(nursery, token, to_a, channel.delay_s)
+    async def next_offer() -> str | None:
+        """An offer after ok; None if the initiator ends without another one."""
+        found: str | None = None
 
-            await _finish(
-                outcome.responder, running.connect(send, at_b, on_event=_note(outcome.responder, "b", on_event))
-            )
+        async def listen() -> None:
+            nonlocal found
+            while found is None:
+                token = await at_b.receive()
+                if decode(token).kind is Kind.OFFER:
+                    found = token
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            await initiator_ended.wait()
+            nursery.cancel_scope.cancel()
+        return found
 
     async with trio.open_nursery() as carriers:
         async with trio.open_nursery() as nursery:
@@ -238,7 +269,10 @@ async def _finish(end: End, connecting: object) -> None:
 
 
 async def exchange(outcome: Outcome, count: int = 1, size: int = 100) -> tuple[int, int]:
-    """Send `count` datagrams each way; how many arrived, unaltered, at the responder and at the initiator."""
+    """Send `count` datagrams each way; how many arrived, unaltered, at the responder and at the initiator.
+
+    A connection that breaks meanwhile is noted in the outcome.
+    """
     if outcome.initiator.connected is None or outcome.responder.connected is None:
         return 0, 0
     ends = outcome.initiator.connected.socket, outcome.responder.connected.socket
@@ -259,10 +293,16 @@ async def exchange(outcome: Outcome, count: int = 1, size: int = 100) -> tuple[i
                     seen.add(data)
                     arrived[index] += 1
 
+    async def while_it_holds(act: Callable[[int], Awaitable[None]], index: int) -> None:
+        try:
+            await act(index)
+        except OSError as error:
+            outcome.broken.append(f"{'responder' if index else 'initiator'}: {error.strerror}")
+
     async with trio.open_nursery() as nursery:
         for index in (0, 1):
-            nursery.start_soon(receive, 1 - index)
-            nursery.start_soon(send, index)
+            nursery.start_soon(while_it_holds, receive, 1 - index)
+            nursery.start_soon(while_it_holds, send, index)
     return arrived[1], arrived[0]
 
 

@@ -268,8 +268,8 @@ class RoundTcpPort:
 
     def inject(self, flags: Flags, port: int, *, seq: int, ack: int = 0, options: Options) -> None:
         self._check_open()
-        if not self._is_listening and not any(own.port == port for own in self._connections):
-            raise PunchError(Code.REFUSED, f"nothing here waits for port {port} of the peer")
+        if not self._is_listening:
+            raise PunchError(Code.REFUSED, "nothing listens here")
         forged = Segment(port, self.local.port, seq, ack, flags, WINDOW, options)
         self._send_raw(_packet(forged, self._peer, self.local.ip, TTL), self.local.ip)
 

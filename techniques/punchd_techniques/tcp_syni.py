@@ -19,7 +19,9 @@ So B's NAT is shown a SYN of each direction first:
     ESTABLISHED ───────────────────── ACK ───────────────▶ ESTABLISHED
 
 - y-1, not y: the ICMP time-exceeded that comes back would otherwise be about B's own half-open connection, and end it.
-- A SYN-ACK that comes before A's connect() is seen by the sniffer, and injected once the socket is there.
+- A SYN-ACK that comes before A's connect() leaked: a plain firewall lets out what it takes for invalid. It proves that
+  B listens, but not that B's own SYN is out, and A's must come after that one: else B's firewall stays in SYN-SENT.
+  It would let the bytes pass and drop A's FIN, and forget the connection after two minutes. So A waits for the card.
 - The injected SYN carries the options that A's kernel will use, since the SYN-ACK mirrors them; no timestamps, which
   cannot be known beforehand.
 - With the roles reversed the responder is the sender; that takes one card more.
@@ -44,6 +46,7 @@ from punchd_techniques.aim import LAST_RESORT_S, LAST_RESORT_UNANSWERED_S
 from punchd_techniques.handshake import Handshake
 
 REPEAT_S = (0.05, 0.1, 0.2, 0.2, 0.2, 0.4, 0.4, 0.4)  # copies of SYN and SYN-ACK; the kernel's come after a second
+LEAKED_S = 0.5  # from a SYN-ACK that leaked to connect(), without the injector's card
 OPENINGS = 3  # low-TTL SYNs of the injector, in case one is lost in its own network
 STAGGER_S = 0.25  # between two ports of the peer: sides that connect two pairs at once may end with different ones
 _BODY = struct.Struct("!IHBB")
@@ -97,7 +100,7 @@ class _Sender(Handshake):
     def __init__(self, plan: Facts, kit: Kit, port: TcpPort) -> None:
         self._isn = int.from_bytes(kit.random(4), "big")
         self._armed = trio.Event()
-        self._early: dict[int, Sighted] = {}  # SYN-ACKs that came before our socket was there
+        self._has_leaked = False
         super().__init__(plan, kit, port, encode_syn(self._isn, port.syn_options))
 
     def fire(self) -> None:
@@ -118,9 +121,10 @@ class _Sender(Handshake):
             return
         if segment.ack == plus(self._isn, 1):
             self.hear(sighted)
-            self._early[sighted.port] = sighted
             self.aim.add(sighted.port)
-            self._armed.set()
+            if not self._has_leaked:
+                self._has_leaked = True
+                self.nursery.start_soon(self._do_without_card)
 
     async def act(self) -> None:
         with trio.move_on_after(LAST_RESORT_UNANSWERED_S if self.plan.role is Role.INITIATOR else LAST_RESORT_S):
@@ -132,14 +136,16 @@ class _Sender(Handshake):
                 self.fire()
         await self.connect_each(self._connect, lambda: STAGGER_S)
 
+    async def _do_without_card(self) -> None:
+        """The side channel may be slow, or relay nothing."""
+        await trio.sleep(LEAKED_S)
+        self._armed.set()
+
     async def _connect(self, port: int) -> None:
         await self.connect(port, self._isn, self._repeat)
 
     async def _repeat(self, port: int) -> None:
         for pause_s in REPEAT_S:
-            if (early := self._early.get(port)) is not None:
-                answer = early.segment
-                self.port.inject(answer.flags, port, seq=answer.seq, ack=answer.ack, options=answer.options)
             await trio.sleep(pause_s)
             self.port.repeat(port)
 
