@@ -1,4 +1,4 @@
-"""HTTP/1.1 for the rendezvous client: h11 over trio, one connection, one request after another.
+"""HTTP/1.1 for the rendezvous client: one connection, one request after another. What goes over it: client_connection.py.
 
 The connection is kept for the next request, since a TLS handshake costs more than what is asked. A server may close
 it at any time: a request that went out on a kept connection and got not one byte back is sent again on a new one. It
@@ -20,23 +20,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import h11
 import trio
 
 from punchd import __version__
-from punchd.rendezvous.client_errors import InsecureError, NotRendezvousError, UnreachableError
+from punchd.rendezvous.client_errors import InsecureError, UnreachableError
 from punchd.rendezvous.client_url import Url
 
 if TYPE_CHECKING:
     import ssl
 
+    from punchd.rendezvous.client_connection import Connection, Fields
+
 CONNECT_S = 10.0
 ANSWER_S = 10.0
 KEEP_S = 20.0  # how long an idle connection is used again; servers and NATs forget it sooner or later
-HEAD_BYTES = 16_384
-BODY_BYTES = 1 << 20  # five times 32 signals of 1 KiB whose every character is escaped
 
-_READ_BYTES = 65_536
 _KEEPALIVE = (  # tcp(7): a dead path is found after 8 + 3 * 4 s of silence, or 20 s after what was not acknowledged
     (socket.TCP_KEEPIDLE, 8),
     (socket.TCP_KEEPINTVL, 4),
@@ -64,7 +62,7 @@ class HttpClient:
         self._url = url
         self._tls = tls
         self._lock = trio.Lock()
-        self._kept: _Connection | None = None
+        self._kept: Connection | None = None
         self._kept_until = 0.0
         self._scope: trio.CancelScope | None = None  # of what is under way
         self._is_dropped = False
@@ -82,12 +80,12 @@ class HttpClient:
             UnreachableError, InsecureError, NotRendezvousError: there is no answer. The connection is closed, as it is
                 when the caller cancels; the request may have been served.
         """
-        fields = [("Host", self._url.authority), ("User-Agent", f"punchd/{__version__}")]
+        fields: Fields = [("Host", self._url.authority), ("User-Agent", f"punchd/{__version__}")]
         if key is not None:
             fields.append(("Authorization", f"Bearer {key.hex()}"))
         if method != "GET":
             fields.append(("Content-Length", str(len(body))))
-        request = h11.Request(method=method, target=self._url.prefix + path, headers=fields)
+        request = (method, self._url.prefix + path, fields)
         async with self._lock:
             kept, self._kept = self._kept, None
             if kept is not None and trio.current_time() > self._kept_until:
@@ -114,14 +112,16 @@ class HttpClient:
             self._kept.close()
             self._kept = None
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> Connection:
         with self._bounded(CONNECT_S, "a connection"):
             return await _connect(self._url, self._tls)
 
-    async def _exchange(self, connection: _Connection, request: h11.Request, body: bytes, wait_s: float) -> Reply:
+    async def _exchange(
+        self, connection: Connection, request: tuple[str, str, Fields], body: bytes, wait_s: float
+    ) -> Reply:
         try:
             with self._bounded(wait_s + ANSWER_S, "an answer"):
-                reply = await connection.exchange(request, body)
+                reply = await connection.exchange(*request, body)
             if connection.is_reusable:
                 self._kept, self._kept_until = connection, trio.current_time() + KEEP_S
             return reply
@@ -143,86 +143,21 @@ class HttpClient:
         raise UnreachableError(f"{named(self._url)}: {what}")
 
 
-class _Connection:
-    """One TCP or TLS connection. Owns it."""
-
-    def __init__(self, url: Url, tcp: trio.SocketStream, tls: trio.SSLStream[trio.SocketStream] | None) -> None:
-        self._url = url
-        self._tcp = tcp
-        self._stream = tls or tcp
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES)
-        self._is_over = False  # the server will say no more
-        self.has_heard = False  # anything of the answer to the last request
-
-    @property
-    def is_reusable(self) -> bool:
-        """Whether another request may follow."""
-        return self._http.our_state is h11.IDLE
-
-    def close(self) -> None:
-        self._tcp.socket.close()
-
-    async def exchange(self, request: h11.Request, body: bytes) -> Reply:
-        self.has_heard = False
-        parts = (request, h11.Data(data=body), h11.EndOfMessage())
-        try:
-            await self._stream.send_all(b"".join(self._http.send(part) or b"" for part in parts))
-            reply = await self._read()
-        except (trio.BrokenResourceError, OSError) as error:
-            raise UnreachableError(f"{named(self._url)}: the connection broke: {_reason(error)}") from None
-        except h11.RemoteProtocolError as error:
-            if self._is_over:
-                ended = f"{named(self._url)}: expected an answer, got the end of the connection"
-                raise UnreachableError(ended) from None
-            raise NotRendezvousError(f"{named(self._url)}: expected HTTP, got {str(error)[:100]}") from None
-        if self._http.their_state is h11.DONE and not self._http.trailing_data[0]:
-            self._http.start_next_cycle()
-        return reply
-
-    async def _read(self) -> Reply:
-        head: h11.Response | None = None
-        body = bytearray()
-        while True:
-            event = self._http.next_event()
-            match event:
-                case h11.Response():
-                    head = event
-                case h11.Data():
-                    body += event.data
-                    if len(body) > BODY_BYTES:
-                        raise NotRendezvousError(f"{named(self._url)}: expected at most {BODY_BYTES} bytes, got more")
-                case h11.EndOfMessage() if head is not None:
-                    fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
-                    return Reply(head.status_code, fields, bytes(body))
-                case h11.NEED_DATA:
-                    self._hear(bytes(await self._stream.receive_some(_READ_BYTES)))
-                case h11.InformationalResponse():  # the answer is still to come
-                    pass
-                case _:
-                    raise NotRendezvousError(f"{named(self._url)}: expected an answer, got {type(event).__name__}")
-
-    def _hear(self, data: bytes) -> None:
-        if data and not self.has_heard and not data.startswith(b"HTTP/"[: len(data)]):
-            hint = "" if self._url.is_tls else f"; maybe it is https://{self._url.authority}"
-            raise NotRendezvousError(f"{named(self._url)}: expected HTTP, got {data[:20]!r}{hint}")
-        self.has_heard = self.has_heard or bool(data)
-        self._is_over = not data
-        self._http.receive_data(data)
-
-
-async def _connect(url: Url, tls: ssl.SSLContext | None) -> _Connection:
+async def _connect(url: Url, tls: ssl.SSLContext | None) -> Connection:
     try:
         tcp = await trio.open_tcp_stream(url.host, url.port)
     except socket.gaierror as error:
         raise UnreachableError(f"{named(url)}: the name {url.host} cannot be resolved: {error.strerror}") from None
     except (OSError, UnicodeError) as error:  # UnicodeError: a label of more than 63 characters
-        raise UnreachableError(f"{named(url)}: {_reason(error)}") from None
+        raise UnreachableError(f"{named(url)}: {reason(error)}") from None
+    from punchd.rendezvous.client_connection import Connection  # h11: not before there is somebody to talk to
+
     try:
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE:
             tcp.setsockopt(socket.IPPROTO_TCP, option, value)
         if tls is None:
-            return _Connection(url, tcp, None)
+            return Connection(url, tcp, None)
         # https_compatible: web servers just close; what an answer is long is said by HTTP.
         stream = trio.SSLStream(tcp, tls, server_hostname=url.host, https_compatible=True)
         await stream.do_handshake()
@@ -232,7 +167,7 @@ async def _connect(url: Url, tls: ssl.SSLContext | None) -> _Connection:
     except BaseException:
         tcp.socket.close()
         raise
-    return _Connection(url, tcp, stream)
+    return Connection(url, tcp, stream)
 
 
 def _tls_error(url: Url, cause: BaseException | None) -> InsecureError | UnreachableError:
@@ -248,7 +183,7 @@ def _tls_error(url: Url, cause: BaseException | None) -> InsecureError | Unreach
         case ssl.SSLError():
             return InsecureError(f"{named(url)}: the TLS handshake failed: {cause.reason or cause}")
         case _:
-            return UnreachableError(f"{named(url)}: the TLS handshake broke: {_reason(cause)}")
+            return UnreachableError(f"{named(url)}: the TLS handshake broke: {reason(cause)}")
 
 
 def named(url: Url) -> str:
@@ -256,13 +191,13 @@ def named(url: Url) -> str:
     return f"rendezvous server {url}"
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Why, in a few words; the operating system's, where it was the one."""
     cause = error.__cause__
     if isinstance(cause, ExceptionGroup):  # one for each address that was tried
-        return ", ".join(dict.fromkeys(_reason(one) for one in cause.exceptions))
+        return ", ".join(dict.fromkeys(reason(one) for one in cause.exceptions))
     if isinstance(error, trio.BrokenResourceError) and cause is not None:
-        return _reason(cause)
+        return reason(cause)
     if isinstance(error, OSError) and error.errno and not hasattr(error, "library"):  # ssl's numbers are its own
         return os.strerror(error.errno)  # error.strerror has what trio put before it
     return str(error) or type(error).__name__
