@@ -9,10 +9,8 @@ Pure. The settings themselves: `punchd.config`, `punchd.rendezvous.settings`.
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import field, fields
 from ipaddress import IPv6Address
@@ -46,6 +44,8 @@ def toml(text: bytes, where: str) -> dict[str, Any]:
     Raises:
         ConfigError: not TOML.
     """
+    import tomllib  # many run without a file
+
     try:
         return tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML, a number of 5,000 digits
@@ -72,6 +72,8 @@ def numbers(name: str, table: Any, where: str, base: _TableT) -> _TableT:
 
 def unknown(name: str, known: Mapping[str, Any]) -> str:
     """What to say of a key that is not known."""
+    import difflib  # for a mistake only
+
     near = difflib.get_close_matches(name, known, 1, 0.5)
     hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
     return f"unknown key {name[:60] if name.isprintable() else shown(name)}; {hint}"

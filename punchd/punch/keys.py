@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from punchd.errors import ConfigError
-from punchd.rendezvous import identity
-from punchd.rendezvous.identity import Identity
+
+if TYPE_CHECKING:
+    from punchd.rendezvous.identity import Identity
 
 DEFAULT_NAME = "default"
 
@@ -48,6 +50,8 @@ def load_or_make(file: Path) -> Identity:
     Raises:
         ConfigError: the file cannot be read or made, or others may read it.
     """
+    from punchd.rendezvous import identity  # what --help can do without
+
     if not file.exists():
         try:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

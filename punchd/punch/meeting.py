@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING
 from punchd.errors import ConfigError
 from punchd.punch.news import News
 from punchd.punch.outcomes import EndedError, Exit
-from punchd.punch.settings import Settings
-from punchd.rendezvous import client_url
+from punchd.punch.settings import Settings, server
 from punchd.rendezvous.client import Rendezvous, RendezvousError
 
 if TYPE_CHECKING:
-    from punchd.control.requests import Protocol
     from punchd.punch.holes import Puncher
 
 STUN_PORT = 3478  # where punchd-rendezvous has it
 
 
-def puncher(settings: Settings, protocol: Protocol) -> Puncher:
+def puncher(settings: Settings, *, is_udp: bool) -> Puncher:
     """The daemon; the rendezvous host's STUN is asked if it knows none.
 
     Raises:
         ConfigError: no URL, or none that can be used.
     """
+    from punchd.control.requests import Protocol  # a connector asks the rendezvous server first
     from punchd.punch.holes import Puncher
 
-    spare = (client_url.parse(_url(settings)).host, STUN_PORT)
+    protocol = Protocol.UDP if is_udp else Protocol.TCP
+    spare = (server(settings).host, STUN_PORT)
     return Puncher(settings.socket, protocol, techniques=settings.techniques, stun=settings.stun, spare_stun=spare)
 
 
@@ -42,23 +42,14 @@ async def rendezvous(settings: Settings, news: News) -> AsyncIterator[Rendezvous
         EndedError: no server, or it does not want us.
         ConfigError: the URL or the authority's file are wrong.
     """
-    url = _url(settings)
-    where = client_url.parse(url)
+    where = server(settings)
     if not where.is_tls and not _is_loopback(where.host):
         news.warn(f"{where}: without https everybody on the way can read and change signals")
     try:
-        async with Rendezvous.open(url, tls=_authority(settings.ca) if settings.ca else None) as service:
+        async with Rendezvous.open(str(where), tls=_authority(settings.ca) if settings.ca else None) as service:
             yield service
     except RendezvousError as error:
         raise EndedError(Exit.RENDEZVOUS, str(error)) from None
-
-
-def _url(settings: Settings) -> str:
-    if settings.rendezvous is None:
-        raise ConfigError(
-            "no rendezvous server: expected --rendezvous URL, PUNCH_RENDEZVOUS, or the configuration file"
-        )
-    return settings.rendezvous
 
 
 def _authority(path: str) -> ssl.SSLContext:

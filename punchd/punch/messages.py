@@ -31,6 +31,7 @@ from punchd.client.options import to_ports
 from punchd.control.requests import Protocol
 from punchd.endpoint import IPAddress, PortSet, parse_ip
 from punchd.errors import DecodeError
+from punchd.punch.target import is_target
 
 VERSION = 1
 MAX_BYTES = 1024  # of a signal
@@ -39,7 +40,6 @@ MAX_TEXT = 200  # characters of an explanation
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{19,200}")
-_TARGET = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):[1-9][0-9]{0,4}")
 
 
 class Code(StrEnum):
@@ -104,11 +104,6 @@ class OtherVersionError(DecodeError):
         self.call_id = call_id
 
 
-def is_target(text: str) -> bool:
-    """Whether `text` is HOST:PORT."""
-    return bool(_TARGET.fullmatch(text)) and int(text.rpartition(":")[2]) <= 65_535
-
-
 def encode(call_id: str, message: Message) -> str:
     """The signal's text."""
     found: dict[str, object] = {"v": VERSION, "call": call_id}
@@ -165,8 +160,8 @@ def _call(found: dict[str, Any]) -> Call:
     is_plain, certificate = found.get("plain") is True, b""
     if not is_plain:
         certificate = _certificate(found.get("cert"))
-    target = _match(found, "target", _TARGET) if "target" in found else None
-    if target is not None and not is_target(target):
+    target = found.get("target")
+    if "target" in found and not (isinstance(target, str) and is_target(target)):
         raise DecodeError("target: expected HOST:PORT")
     return Call(Protocol(protocol), parse_ip(ip), to_ports(ports), certificate, target)
 

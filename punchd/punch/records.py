@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from punchd.errors import DecodeError
-from punchd.punch.messages import VERSION, Code, Reject, is_target, printable
+from punchd.punch.messages import VERSION, Code, Reject, printable
+from punchd.punch.target import is_target
 
 MAX_RECORD = 65_535
 CHUNK = 16_382  # bytes of ours in a record: with the length they fill one TLS record

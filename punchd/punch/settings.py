@@ -14,11 +14,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from punchd import knobs
-from punchd.client.options import to_techniques
 from punchd.errors import ConfigError, DecodeError
 from punchd.knobs import key, knob
-from punchd.punch.messages import is_target
-from punchd.rendezvous.identity import read_address
+from punchd.punch.target import is_target
+from punchd.rendezvous import client_url
+from punchd.rendezvous.client_url import Url
 
 VARIABLE = "PUNCH_RENDEZVOUS"
 LEAST_TIMEOUT_S = 5
@@ -76,12 +76,27 @@ def environment(variables: Mapping[str, str], base: Settings) -> Settings:
     return replace(base, rendezvous=given) if given else base
 
 
+def server(settings: Settings) -> Url:
+    """Where the rendezvous server is.
+
+    Raises:
+        ConfigError: no URL, or none that can be used.
+    """
+    if settings.rendezvous is None:
+        raise ConfigError(
+            "no rendezvous server: expected --rendezvous URL, PUNCH_RENDEZVOUS, or the configuration file"
+        )
+    return client_url.parse(settings.rendezvous)
+
+
 def read_key(text: str, where: str) -> bytes:
     """The fingerprint in an ADDRESS or KEY.
 
     Raises:
         ConfigError: it is none.
     """
+    from punchd.rendezvous.identity import read_address  # SHA-256 of OpenSSL's, which --help can do without
+
     try:
         return read_address(text)
     except DecodeError as error:
@@ -116,6 +131,8 @@ def _value(name: str, value: Any, where: str) -> Any:
         case "timeout":
             return knobs.integer(value, where, LEAST_TIMEOUT_S, MOST_TIMEOUT_S)
         case "techniques":
+            from punchd.client.options import to_techniques  # the grammar of a whole request; few give a list
+
             given = value.split(",") if isinstance(value, str) else knobs.strings(value, where)
             try:
                 return to_techniques(given)

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 CONNECT_S = 10.0
 ANSWER_S = 10.0
 KEEP_S = 20.0  # how long an idle connection is used again; servers and NATs forget it sooner or later
-
 _KEEPALIVE = (  # tcp(7): a dead path is found after 8 + 3 * 4 s of silence, or 20 s after what was not acknowledged
     (socket.TCP_KEEPIDLE, 8),
     (socket.TCP_KEEPINTVL, 4),
