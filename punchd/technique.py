@@ -273,6 +273,12 @@ class TcpPort(Protocol):
             PunchError: no-address, when nothing tells the own public address.
         """
 
+    def isn(self) -> int:
+        """An initial sequence number that nobody can guess, 1 to 2^32 - 1, larger than those of this port before.
+
+        RFC 9293 §3.4.1; a NAT that remembers an earlier round takes a SYN for new only if its number is larger.
+        """
+
     def send(self, flags: Flags, port: int, *, seq: int, ack: int = 0, ttl: int | None = None) -> None:
         """Send a raw segment to that port of the peer, with our usual options if it is a SYN.
 

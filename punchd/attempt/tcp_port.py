@@ -8,16 +8,16 @@ packets go from this port to the attempt's peer, and into the own stack only tow
 
 from __future__ import annotations
 
-import errno
+import secrets
 import socket
-import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
 
 import trio
 
+from punchd.attempt.isns import InitialNumbers
 from punchd.attempt.outlook import KnownSide
+from punchd.attempt.tcp_connection import RoundConnection
 from punchd.endpoint import Endpoint, IPAddress
 from punchd.errors import Code, DecodeError, PunchError
 from punchd.kernel import tcp as sockets
@@ -49,6 +49,7 @@ class LearningTcpPort:
         self._asking = False
         self._raw: RawSender | None = None
         self.failure = ""
+        self.isns = InitialNumbers()
 
     def ask(self, servers: Sequence[Endpoint]) -> bool:
         """Send the SYNs to STUN servers, unless that was done or could add nothing; whether `finish` is due."""
@@ -123,39 +124,6 @@ class LearningTcpPort:
         copy = Segment(self.local.port, remote.port, isn, 0, Flags.SYN, WINDOW, options)
         with suppress(PunchError):  # a local firewall may forbid it; the kernel's own repetition comes later
             self._raw.send(_packet(copy, self.local.ip, remote.ip, TTL), remote.ip)
-
-
-@dataclass(eq=False, slots=True)
-class RoundConnection:
-    """Implements `punchd.technique.Connection`."""
-
-    socket: socket.socket
-    port: int
-
-    async def result(self) -> int:
-        while (current := self.socket).fileno() >= 0:
-            with suppress(trio.ClosedResourceError, OSError):  # replaced, just now or just before its news was read
-                return await sockets.established(current)
-        return errno.EBADF  # there is no socket: replacing it failed
-
-    def is_unanswered(self) -> bool:
-        return self.socket.fileno() < 0 or sockets.is_unanswered(self.socket)
-
-    def is_synchronized(self) -> bool:
-        return self.socket.fileno() >= 0 and sockets.is_synchronized(self.socket)
-
-    def announce(self) -> None:
-        sockets.announce(self.socket)
-
-    def drop(self) -> None:
-        if self.socket.fileno() < 0:
-            return
-        if not sockets.is_synchronized(self.socket):
-            trio.lowlevel.notify_closing(self.socket)
-            sockets.close_silently(self.socket)  # a RST of ours would spoil the NATs for a later round
-            return
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.socket.close()
 
 
 def _raw_sender(version: int) -> RawSender | None:
@@ -261,6 +229,9 @@ class RoundTcpPort:
         if not self.outlook.is_complete:
             await self._learned.wait()
         return self._port.check_address()
+
+    def isn(self) -> int:
+        return self._port.isns.draw(secrets.randbits(32))
 
     def send(self, flags: Flags, port: int, *, seq: int, ack: int = 0, ttl: int | None = None) -> None:
         options = self._syn_options if flags & Flags.SYN else Options()
@@ -372,8 +343,10 @@ class RoundTcpPort:
             is_peers = packet.source == self._peer and not captured.is_outgoing
             return Sighted(segment, segment.source_port, True, packet.ttl, True) if is_peers else None
         if packet.source == self.local.ip and packet.destination == self._peer:
-            if segment.flags & Flags.SYN and packet.ttl >= TTL:
-                self._last_out[segment.destination_port] = segment
+            if segment.flags & Flags.SYN:
+                self._port.isns.note(segment.seq)
+                if packet.ttl >= TTL:
+                    self._last_out[segment.destination_port] = segment
             return Sighted(segment, segment.destination_port, True, packet.ttl)
         if packet.source == self._peer and packet.destination == self.local.ip and not captured.is_outgoing:
             return Sighted(segment, segment.source_port, False, packet.ttl)

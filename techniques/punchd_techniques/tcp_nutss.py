@@ -151,7 +151,7 @@ class _Punch(Handshake):
 
     def _isn(self, port: int) -> int:
         if port not in self._isns:
-            self._isns[port] = int.from_bytes(self.kit.random(4), "big")
+            self._isns[port] = self.port.isn()
         return self._isns[port]
 
 

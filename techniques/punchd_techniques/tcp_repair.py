@@ -56,7 +56,7 @@ class TcpRepair:
     async def initiate(self, plan: Facts, kit: Kit) -> Hole:
         async with kit.tcp() as port:
             await port.learn()
-            first = int.from_bytes(kit.random(4), "big")
+            first = port.isn()
             punch = _Punch(plan, kit, port, first, plus(first, DISTANCE))
             punch.aim.offer()
             return await punch.run()

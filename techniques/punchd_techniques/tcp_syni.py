@@ -98,7 +98,7 @@ class _Sender(Handshake):
     """Sends the SYN: with a low TTL first, by connect() once the injector is armed."""
 
     def __init__(self, plan: Facts, kit: Kit, port: TcpPort) -> None:
-        self._isn = int.from_bytes(kit.random(4), "big")
+        self._isn = port.isn()
         self._armed = trio.Event()
         self._has_leaked = False
         super().__init__(plan, kit, port, encode_syn(self._isn, port.syn_options))

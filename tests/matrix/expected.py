@@ -102,8 +102,8 @@ UNKNOWABLE = Limit(
 
 COUNTED_AGAIN = Limit(
     "the initiator's NAT counts its ports, and the responder's drops inbound SYNs before it tracks them",
-    "only a later round can connect them, and its counted port may be one that the responder has sent to before; to "
-    "the responder's NAT that is the old connection, and a SYN starts it anew only with a larger sequence number",
+    "only the round with reversed roles can connect them, and its counted port may be one that the responder has sent "
+    "to before; then the responder's NAT still has the injector's side of the first round",
     lambda a, b: _is_sequential(a) and _drops_syn_unseen(b),
     always=False,
 )
@@ -148,15 +148,11 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
 }
 
 
-# Of techniques after others of a sequence: what an earlier round left behind.
-LATER_LIMITS: dict[tuple[str, str], tuple[Limit, ...]] = {("tcp-syni", "tcp-nutss"): (COUNTED_AGAIN,)}
-
-
 def obstacle(techniques: tuple[str, ...], a: str, b: str) -> Obstacle | None:
     """Why this sequence does not connect an initiator behind kind `a` to a responder behind kind `b`, or None."""
     found: list[tuple[str, Limit]] = []
-    for before, technique in zip(("", *techniques), techniques, strict=False):
-        limits = (UNKNOWABLE, *LIMITS[technique], *LATER_LIMITS.get((before, technique), ()))
+    for technique in techniques:
+        limits = (UNKNOWABLE, *LIMITS[technique])
         limit = next((limit for limit in limits if limit.holds(KINDS[a], KINDS[b])), None)
         if limit is None:
             return None

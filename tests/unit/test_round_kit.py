@@ -12,7 +12,8 @@ import trio.testing
 
 from punchd.attempt.kit import UNHEARD_CARDS, AttemptPorts, RoundKit
 from punchd.attempt.outlook import KnownSide
-from punchd.attempt.tcp_port import LearningTcpPort, RoundConnection
+from punchd.attempt.tcp_connection import RoundConnection
+from punchd.attempt.tcp_port import LearningTcpPort
 from punchd.endpoint import Endpoint, PortSet, parse_ip
 from punchd.errors import Code, PunchError
 from punchd.events import Event, Explained

@@ -53,6 +53,9 @@ class Port:
     async def learn(self) -> KnownSide:
         return self.outlook
 
+    def isn(self) -> int:
+        return 1000
+
     def send(self, flags: Flags, port: int, *, seq: int, ack: int = 0, ttl: int | None = None) -> None:
         self.opened_with.append(seq)
 
