@@ -4,7 +4,7 @@ A knob is a field of a frozen dataclass with its explanation and, for a number, 
 line `log_level` is `log-level`. A key that is not known is refused, and the nearest known one is named. A refusal is
 one line that names the file, the knob, what was expected and what came.
 
-Pure. The settings themselves: `punchd.config`, `punchd.rendezvous.settings`.
+Pure. The settings themselves: `punchd.config`, `punchd.rendezvous.settings`, `punchd.broker.settings`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import field, fields
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Any, TypeVar
 
 from punchd.errors import ConfigError
@@ -132,6 +132,36 @@ def host_port(text: str, where: str) -> tuple[str, int]:
     if match is None or not 1 <= int(match[3]) <= 65535 or (match[1] and not _is_ipv6(match[1])):
         raise ConfigError(f"{where}: expected HOST:PORT, got {shown(text)}")
     return match[1] or match[2], int(match[3])
+
+
+def place(text: str, where: str) -> str:
+    """Where a server listens: `HOST:PORT`, or `*:PORT` for every address.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    host_port(text.replace("*:", "any:", 1), where)
+    return text
+
+
+def ip(text: str, where: str) -> str:
+    """An address in its normal form.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise ConfigError(f"{where}: expected an IPv4 or IPv6 address, got {shown(text)}") from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this host reaches `host`, an address or a name."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _is_ipv6(text: str) -> bool:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EX_USAGE = 2  # what argparse and most programs use
 EX_CONFIG = 78
@@ -23,6 +25,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EX_USAGE, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Nobody may be there to read it: closed (None), a full disk, a pipe without a reader."""
+        file = file or sys.stderr
+        try:
+            file.write(message)
+            file.flush()
+        except AttributeError:
+            pass
+        except OSError:
+            with open(os.devnull, "wb") as null:  # for what is left in the buffer, which would fail again at the exit
+                os.dup2(null.fileno(), file.fileno())
 
 
 def one_line(text: str) -> str:

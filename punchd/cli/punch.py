@@ -25,11 +25,12 @@ from punchd.punch.news import News
 from punchd.punch.outcomes import EndedError, Exit
 
 if TYPE_CHECKING:
-    from punchd.control.requests import Protocol
+    from punchd.punch.holes import Puncher
+    from punchd.punch.listener import Listener
     from punchd.punch.settings import Settings
     from punchd.rendezvous.identity import Identity
 
-ENDING = {signal.SIGINT: Exit.INTERRUPTED, signal.SIGTERM: Exit.TERMINATED}
+ENDING = {signal.SIGINT: Exit.INTERRUPTED, signal.SIGTERM: Exit.TERMINATED, signal.SIGHUP: Exit.HUNG_UP}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -40,9 +41,7 @@ def arguments() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     listen = _command(commands, "listen", "take calls, for standard input and output or for --to")
-    listen.add_argument(
-        "name", metavar="NAME", nargs="?", default=keys.DEFAULT_NAME, help="of the key (default: default)"
-    )
+    _add_name(listen)
     target: dict[str, Any] = {"metavar": "HOST:PORT", "action": "append", "default": []}
     listen.add_argument("--to", **target, help="forward to this, repeatable; callers choose")
     listen.add_argument(
@@ -61,9 +60,7 @@ def arguments() -> argparse.ArgumentParser:
     _add_common(connect)
 
     address = _command(commands, "address", "print the ADDRESS of a key, which is made if there is none")
-    address.add_argument(
-        "name", metavar="NAME", nargs="?", default=keys.DEFAULT_NAME, help="of the key (default: default)"
-    )
+    _add_name(address)
     return parser
 
 
@@ -100,7 +97,7 @@ def _main(given: argparse.Namespace) -> int:
     try:
         base = keys.directory()
         if given.command == "address":
-            sys.stdout.write(_identity(given, base).address + "\n")
+            _print(keys.load_or_make(keys.path(given.name, base)).address)
             return Exit.DONE
         chosen = _settings(given, base / "config.toml")
         _check(given)
@@ -112,10 +109,6 @@ def _main(given: argparse.Namespace) -> int:
     except EndedError as error:
         news.fail(error.code, str(error))
         return error.code
-
-
-def _identity(given: argparse.Namespace, base: Path) -> Identity:
-    return keys.load_or_make(keys.path(given.name, base))
 
 
 def _settings(given: argparse.Namespace, file: Path) -> Settings:
@@ -142,45 +135,48 @@ def _check(given: argparse.Namespace) -> None:
         raise ConfigError(f"{unproven}: expected no --allow: nobody proves a key then")
 
 
-def _protocol(given: argparse.Namespace, news: News) -> Protocol:
-    from punchd.control.requests import Protocol
-
+def _warn(given: argparse.Namespace, news: News) -> None:
+    """Of what is not protected."""
     if given.udp:
         news.warn("UDP: nothing is encrypted, and neither side proves who it is")
     elif given.plain:
         news.warn("--plain: nothing is encrypted, and neither side proves who it is")
-    return Protocol.UDP if given.udp else Protocol.TCP
+    elif given.command == "listen" and given.allow is None:
+        news.say("open", "serving every key that calls; see --allow")
 
 
 def _listen(given: argparse.Namespace, chosen: Settings, base: Path, news: News) -> Callable[[], Awaitable[None]]:
     allowed = None if given.allow is None else tuple(settings.read_key(one, "--allow") for one in given.allow)
     targets = tuple(settings.read_target(one, "--to") for one in given.to)
-    identity = _identity(given, base)
+    file = keys.path(given.name, base)
+    settings.server(chosen)
 
-    from punchd.punch import commands, meeting
-    from punchd.punch.admission import MOST_CALLS, Policy
-    from punchd.punch.listener import Listener
+    from punchd.punch import commands
 
-    protocol = _protocol(given, news)
-    is_plain = given.plain or given.udp
-    policy = Policy(protocol, is_plain, allowed, targets, MOST_CALLS if targets else 1)
-    if allowed is None and not is_plain:
-        news.say("open", "serving every key that calls; see --allow")
-    puncher = meeting.puncher(chosen, protocol)
-    listener = Listener(puncher, identity, policy, news, timeout_s=chosen.timeout, keep=given.keep)
-    return lambda: commands.listen(chosen, puncher, listener, identity, news)
+    def employ(puncher: Puncher, identity: Identity) -> Listener:
+        from punchd.punch.admission import MOST_CALLS, Policy
+        from punchd.punch.listener import Listener
+
+        is_plain = given.plain or given.udp
+        policy = Policy(puncher.protocol, is_plain, allowed, targets, MOST_CALLS if targets else 1)
+        return Listener(puncher, identity, policy, news, timeout_s=chosen.timeout, keep=given.keep)
+
+    _warn(given, news)
+    identify = partial(keys.load_or_make, file)
+    return lambda: commands.listen(chosen, news, is_udp=given.udp, identify=identify, employ=employ)
 
 
 def _connect(given: argparse.Namespace, chosen: Settings, base: Path, news: News) -> Callable[[], Awaitable[None]]:
     wanted = settings.read_key(given.address, "ADDRESS")
     forwards = [settings.read_forward(one, "--forward") for one in given.forward]
     file = keys.path(given.name, base)
+    settings.server(chosen)
 
     from punchd.punch import commands
 
-    protocol = _protocol(given, news)
+    _warn(given, news)
     identify = None if given.plain or given.udp else partial(keys.load_or_make, file)
-    return lambda: commands.connect(chosen, protocol, news, wanted=wanted, identify=identify, forwards=forwards)
+    return lambda: commands.connect(chosen, news, is_udp=given.udp, wanted=wanted, identify=identify, forwards=forwards)
 
 
 def _run(command: Callable[[], Awaitable[None]]) -> int:
@@ -188,19 +184,21 @@ def _run(command: Callable[[], Awaitable[None]]) -> int:
     import trio
 
     _open_standard_descriptors()
+    # Whoever started us may have some of them ignored: nohup, or a shell for what runs in the background.
+    awaited = tuple(number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN)
     caught: list[int] = []
     failures: list[PunchdError] = []
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(_hear_signals, caught, nursery.cancel_scope)
+            await nursery.start(_hear_signals, awaited, caught, nursery.cancel_scope)
             try:
                 await command()
             except PunchdError as error:
                 failures.append(error)
             nursery.cancel_scope.cancel()
 
-    with signals_wait(tuple(ENDING)):
+    with signals_wait(awaited):
         trio.run(run)
     if caught:
         return ENDING[signal.Signals(caught[0])]
@@ -209,11 +207,11 @@ def _run(command: Callable[[], Awaitable[None]]) -> int:
     return Exit.DONE
 
 
-async def _hear_signals(caught: list[int], scope: Any, task_status: Any) -> None:
+async def _hear_signals(awaited: Sequence[signal.Signals], caught: list[int], scope: Any, task_status: Any) -> None:
     import trio
 
-    with trio.open_signal_receiver(*ENDING) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    with trio.open_signal_receiver(*awaited) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
         task_status.started()
         async for number in signals:
             caught.append(number)
@@ -230,8 +228,15 @@ def _open_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest that is free
 
 
+def _print(line: str) -> None:
+    try:
+        os.write(1, f"{line}\n".encode())  # sys.stdout is None if it is closed, and fails at the exit if it is full
+    except OSError as error:
+        raise ConfigError(f"standard output: {error.strerror}") from None
+
+
 def _write(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it any more
+    with contextlib.suppress(OSError, AttributeError):  # nobody reads it any more; None: it was closed from the start
         sys.stderr.write(one_line(line) + "\n")
         sys.stderr.flush()
 

@@ -1,4 +1,7 @@
-"""`punch listen` and `punch connect`, from the daemon and the rendezvous server to the end."""
+"""`punch listen` and `punch connect`, from the daemon and the rendezvous server to the end.
+
+What a call takes is not loaded before there is somebody to ask: that is half of the time that a start takes.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,8 @@ import trio
 
 from punchd.errors import PunchdError
 from punchd.punch import meeting
-from punchd.punch.mail import Mailroom
-from punchd.punch.outcomes import EndedError, Exit
-from punchd.rendezvous.client import RendezvousError
 
 if TYPE_CHECKING:
-    from punchd.control.requests import Protocol
     from punchd.punch.holes import Puncher
     from punchd.punch.listener import Listener
     from punchd.punch.news import News
@@ -22,19 +21,33 @@ if TYPE_CHECKING:
     from punchd.rendezvous.identity import Identity
 
 
-async def listen(settings: Settings, puncher: Puncher, listener: Listener, identity: Identity, news: News) -> None:
+async def listen(
+    settings: Settings,
+    news: News,
+    *,
+    is_udp: bool,
+    identify: Callable[[], Identity],
+    employ: Callable[[Puncher, Identity], Listener],
+) -> None:
     """Take calls: for ever, or until the one is over.
+
+    Args:
+        identify: loads the own key.
+        employ: makes the listener.
 
     Raises:
         EndedError: no daemon, no rendezvous server, or the one connection broke.
+        ConfigError: something is wrong with the key or the URL.
     """
+    puncher = meeting.puncher(settings, is_udp=is_udp)
     async with puncher.daemon() as daemon:
         await puncher.probe(daemon)  # now, not when somebody calls
+    identity = identify()
     async with meeting.rendezvous(settings, news) as service:
-        try:
-            await service.bind(identity)
-        except RendezvousError as error:
-            raise EndedError(Exit.RENDEZVOUS, str(error)) from None
+        await service.bind(identity)
+        from punchd.punch.mail import Mailroom
+
+        listener = employ(puncher, identity)
         mailroom = Mailroom(service, news, listener.take)
 
         async def serve() -> None:
@@ -46,9 +59,9 @@ async def listen(settings: Settings, puncher: Puncher, listener: Listener, ident
 
 async def connect(
     settings: Settings,
-    protocol: Protocol,
     news: News,
     *,
+    is_udp: bool,
     wanted: bytes,
     identify: Callable[[], Identity] | None,
     forwards: list[Forward],
@@ -64,10 +77,11 @@ async def connect(
         ConfigError: something is wrong with the key or the URL.
     """
     async with meeting.rendezvous(settings, news) as service:
-        from punchd.punch import connector, forward  # not before there is somebody to ask
+        from punchd.punch import connector, forward
+        from punchd.punch.mail import Mailroom
 
         mailroom = Mailroom(service, news)
-        puncher = meeting.puncher(settings, protocol)
+        puncher = meeting.puncher(settings, is_udp=is_udp)
         identity = identify() if identify is not None else None
         caller = connector.Caller(mailroom, puncher, identity, wanted, settings.timeout, news)
 

@@ -52,14 +52,15 @@ def load_or_make(file: Path) -> Identity:
     """
     from punchd.rendezvous import identity  # what --help can do without
 
-    if not file.exists():
+    if not os.path.exists(file):  # unlike Path.exists, False where we may not look; what is tried then says why
         try:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # whatever the umask is
+            file.parent.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{file.parent}: {error.strerror}") from None
         try:
             identity.save(identity.generate(), file)
         except ConfigError:
-            if not file.exists():  # otherwise another process was faster
+            if not os.path.exists(file):  # otherwise another process was faster
                 raise
     return identity.load(file)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 MOST_EARLY = 8  # signals of a call that waits for its turn: it may have been given up
 VERDICT_S = 3.0  # that punchd may take to say why an attempt's time was not enough
-MOST_REJECTS = 32  # that wait to be sent; the rest gets no answer
 
 
 class Listener:
@@ -53,14 +52,13 @@ class Listener:
         self._news = news
         self._timeout_s = timeout_s
         self._is_once = not keep and not policy.targets
-        self._send_reject, self._rejects = trio.open_memory_channel[tuple[bytes, str, Reject]](MOST_REJECTS)
         self._nursery: trio.Nursery | None = None
         self._mailroom: Mailroom | None = None
         self._ending: EndedError | None = None
 
     def take(self, sender: bytes, call_id: str, call: Call, age_s: int) -> None:
         """A call that is not known yet."""
-        if self._nursery is None:
+        if self._nursery is None or self._mailroom is None:
             return
         try:
             key = None if call.is_plain else tls.fingerprint_of(call.certificate)
@@ -69,11 +67,7 @@ class Listener:
         match self._admission.judge(sender, call_id, call, key, age_s):
             case Verdict.TAKE:
                 self._nursery.start_soon(self._serve, sender, call_id, call)
-            case Reject() as reject:
-                try:
-                    self._send_reject.send_nowait((sender, call_id, reject))
-                except trio.WouldBlock:
-                    return
+            case Reject() as reject if self._mailroom.reject(sender, call_id, reject):
                 self._news.say("rejected", f"a call was rejected: {reject.text}", code=str(reject.code))
             case _:
                 pass
@@ -87,15 +81,11 @@ class Listener:
         self._mailroom = mailroom
         try:
             async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._reject_all, mailroom)
+                await trio.sleep_forever()
         finally:
             self._nursery = None
         if self._ending is not None:
             raise self._ending
-
-    async def _reject_all(self, mailroom: Mailroom) -> None:
-        async for sender, call_id, reject in self._rejects:
-            await mailroom.post(sender, call_id, reject)
 
     async def _serve(self, sender: bytes, call_id: str, call: Call) -> None:
         mailroom, nursery = self._mailroom, self._nursery
@@ -108,8 +98,9 @@ class Listener:
                 hole = await self._answer(box, call, news)
                 await self._talk(hole, box)
         except EndedError as error:
-            news.fail(error.code, str(error))
             ending: EndedError | None = error
+            if not self._is_once or hole is None:  # otherwise whoever runs us tells it
+                news.fail(error.code, str(error))
         else:
             news.say("ended", "the connection has ended")
             ending = None

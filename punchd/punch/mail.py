@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from punchd.punch.news import News
 
+MOST_REJECTS = 32  # that wait to be sent; the rest gets no answer
+REJECT_S = 5.0  # for one: the server takes nothing for a client that does not fetch its signals
 FIRST_PAUSE_S = 0.5  # between tries to register anew; doubled
 MOST_PAUSE_S = 8.0
 
@@ -60,6 +62,7 @@ class Mailroom:
         self._on_call = on_call
         self._boxes: dict[tuple[str, int], Box] = {}
         self._numbers = 0
+        self._send_reject, self._rejects = trio.open_memory_channel[tuple[bytes, str, Reject]](MOST_REJECTS)
         self._renewed = trio.Event()
 
     @contextmanager
@@ -83,6 +86,17 @@ class Mailroom:
             self._news.say("lost-signal", f"a signal was not sent: {error}", text=str(error))
         return True
 
+    def reject(self, peer: bytes, call_id: str, reject: Reject) -> bool:
+        """Have a call rejected that nobody takes up, without waiting; False if too many are waiting.
+
+        Whoever calls may have a full queue at the server on purpose, and must not keep us from hearing others.
+        """
+        try:
+            self._send_reject.send_nowait((peer, call_id, reject))
+        except trio.WouldBlock:
+            return False
+        return True
+
     async def ask(self, question: Callable[[], Awaitable[_AnswerT]]) -> _AnswerT:
         """What the server answers; asked again after we had to register anew."""
         while True:
@@ -94,6 +108,16 @@ class Mailroom:
 
     async def run(self) -> None:
         """Hand out what comes; never ends by itself."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._reject_all)
+            await self._receive_all()
+
+    async def _reject_all(self) -> None:
+        async for peer, call_id, reject in self._rejects:
+            with trio.move_on_after(REJECT_S):
+                await self.post(peer, call_id, reject)
+
+    async def _receive_all(self) -> None:
         complaint = ""
         while True:
             try:
@@ -106,14 +130,14 @@ class Mailroom:
                     self._news.warn(complaint)
                 await trio.sleep(FIRST_PAUSE_S)
             else:
-                await self._hand_out(signal.sender, signal.text, signal.age_s)
+                self._hand_out(signal.sender, signal.text, signal.age_s)
 
-    async def _hand_out(self, sender: bytes, text: str, age_s: int) -> None:
+    def _hand_out(self, sender: bytes, text: str, age_s: int) -> None:
         try:
             call_id, message = messages.decode(text)
         except OtherVersionError as error:
             if self._on_call is not None:
-                await self.post(sender, error.call_id, Reject(Code.VERSION, "this punch speaks version 1: update one"))
+                self.reject(sender, error.call_id, Reject(Code.VERSION, "this punch speaks version 1: update one"))
             return
         except DecodeError:
             return  # foreign

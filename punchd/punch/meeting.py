@@ -12,10 +12,10 @@ from punchd.errors import ConfigError
 from punchd.punch.news import News
 from punchd.punch.outcomes import EndedError, Exit
 from punchd.punch.settings import Settings, server
-from punchd.rendezvous.client import Rendezvous, RendezvousError
 
 if TYPE_CHECKING:
     from punchd.punch.holes import Puncher
+    from punchd.rendezvous.client import Rendezvous
 
 STUN_PORT = 3478  # where punchd-rendezvous has it
 
@@ -39,9 +39,11 @@ async def rendezvous(settings: Settings, news: News) -> AsyncIterator[Rendezvous
     """A registration at the rendezvous server.
 
     Raises:
-        EndedError: no server, or it does not want us.
+        EndedError: no server, or it does not want us; also for what it refuses in the block.
         ConfigError: the URL or the authority's file are wrong.
     """
+    from punchd.rendezvous.client import Rendezvous, RendezvousError  # a listener asks its daemon first
+
     where = server(settings)
     if not where.is_tls and not _is_loopback(where.host):
         news.warn(f"{where}: without https everybody on the way can read and change signals")

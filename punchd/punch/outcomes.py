@@ -16,6 +16,7 @@ class Exit(IntEnum):
     REFUSED = 5
     DAEMON = 6
     BROKEN = 7
+    HUNG_UP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 
 from punchd.punch.outcomes import EndedError, Exit
+from punchd.punch.sockets import cut
 
 
 async def relay(hole: trio.abc.HalfCloseableStream, local: trio.abc.HalfCloseableStream) -> None:
@@ -13,9 +14,11 @@ async def relay(hole: trio.abc.HalfCloseableStream, local: trio.abc.HalfCloseabl
     Raises:
         EndedError: one of the streams broke; `Exit.BROKEN`.
 
-    Resource handling: both streams are closed in the end, if it was not a proper end abruptly.
+    Resource handling: both streams are closed in the end. If that was no proper one, TCP connections are reset: what is
+        half a file must not look like a whole one to the program behind them either.
     """
     failures: list[str] = []
+    is_proper = False
     try:
         async with trio.open_nursery() as nursery:
 
@@ -30,7 +33,11 @@ async def relay(hole: trio.abc.HalfCloseableStream, local: trio.abc.HalfCloseabl
 
             nursery.start_soon(carry, hole, local)
             nursery.start_soon(carry, local, hole)
+        is_proper = not failures
     finally:
+        if not is_proper:
+            cut(hole)
+            cut(local)
         await trio.aclose_forcefully(hole)
         await trio.aclose_forcefully(local)
     if failures:

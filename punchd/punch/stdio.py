@@ -1,8 +1,8 @@
 """Standard input and output as one stream.
 
-Both stay in blocking mode: the mode belongs to whoever else has the same file open, a shell above all. So we wait until
-they can be read or written without blocking, and write no more than a pipe takes at once. Regular files cannot be
-waited for (epoll says EPERM), and do not block for long.
+Both stay in the mode that they have, mostly blocking: it belongs to whoever else has the same file open, a shell above
+all. So we wait until they can be read or written without blocking, and write no more than a pipe takes at once.
+Regular files cannot be waited for (epoll says EPERM), and do not block for long.
 
 When the other side has ended and standard input is a terminal, there is nothing to wait for: nobody would think of
 typing an end. Programs and files get to say all that they have.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
@@ -40,8 +41,10 @@ class Stdio(trio.abc.HalfCloseableStream):
         """
         if os.isatty(self._source):
             return await self._receive_from_terminal(max_bytes or READ_SIZE)
-        await _ready(trio.lowlevel.wait_readable, self._source)
-        return os.read(self._source, max_bytes or READ_SIZE)
+        while True:
+            await _ready(trio.lowlevel.wait_readable, self._source)
+            with suppress(BlockingIOError):  # somebody else was faster
+                return os.read(self._source, max_bytes or READ_SIZE)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Raises OSError as `write` does: BrokenPipeError when nobody reads any more."""
@@ -49,7 +52,8 @@ class Stdio(trio.abc.HalfCloseableStream):
             sent = 0
             while sent < len(view):
                 await _ready(trio.lowlevel.wait_writable, self._sink)
-                sent += os.write(self._sink, view[sent : sent + _WRITE_SIZE])
+                with suppress(BlockingIOError):
+                    sent += os.write(self._sink, view[sent : sent + _WRITE_SIZE])
 
     async def wait_send_all_might_not_block(self) -> None:
         await _ready(trio.lowlevel.wait_writable, self._sink)

@@ -186,6 +186,7 @@ async def accept(
     try:
         context = _context(ssl.PROTOCOL_TLS_SERVER, own)
         context.verify_mode = ssl.CERT_REQUIRED
+        context.num_tickets = 0  # each connection proves its keys anew
         context.load_verify_locations(cadata=connector)
         key = fingerprint_of(connector)
     except (ssl.SSLError, ValueError):  # ValueError: empty

@@ -1,10 +1,11 @@
-"""HTTP/1.1 for the rendezvous client: one connection, one request after another. What goes over it: client_connection.py.
+"""HTTP/1.1 for the rendezvous client: one connection, one request after another.
 
 The connection is kept for the next request, since a TLS handshake costs more than what is asked. A server may close
 it at any time: a request that went out on a kept connection and got not one byte back is sent again on a new one. It
 may have been served all the same (RFC 9112 §9.3.1), so nothing is asked here that does harm when it is done twice.
 
-Redirects are not followed (a key would go to somebody else), no proxy is asked, no cookie is kept.
+Redirects are not followed (a key would go to somebody else), no proxy is asked, no cookie is kept. The protocol itself,
+by h11, is in client_connection.py.
 
 Everything ends by itself: names, connections and handshakes within 10 s, answers within 10 s of when they may be
 expected. These are the library's own deadlines for one try; callers cancel. Where an answer is awaited for longer, TCP

@@ -33,7 +33,7 @@ from punchd.rendezvous.api import Api
 from punchd.rendezvous.clients import Clients
 from punchd.rendezvous.memory import MemoryStore
 from punchd.rendezvous.metrics import PREFIX, Counts, RendezvousCollector
-from punchd.rendezvous.settings import MEMORY, Settings, is_loopback
+from punchd.rendezvous.settings import MEMORY, Settings
 from punchd.rendezvous.signals import Signals
 from punchd.rendezvous.store import Store, StoreError
 from punchd.web import limits as web_limits
@@ -89,7 +89,7 @@ def open_sockets(settings: Settings) -> Sockets:
                 kind = "udp" if one.type == socket.SOCK_DGRAM else "metrics" if name == "metrics" else "http"
                 getattr(sockets, kind).append(one)
         for one in sockets.http:
-            if settings.tls_cert is None and not settings.insecure and not is_loopback(str(one.getsockname()[0])):
+            if settings.tls_cert is None and not settings.insecure and not knobs.is_loopback(str(one.getsockname()[0])):
                 raise ConfigError(
                     f"http {one.getsockname()[0]}, from the service manager: expected tls-cert or insecure"
                 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from ipaddress import ip_address
 from typing import Any
 
 from punchd import knobs
@@ -113,7 +112,7 @@ class Settings:
         """Where HTTP would be served in clear to others than this host."""
         if self.tls_cert is not None:
             return ()
-        return tuple(place for place in self.http if not is_loopback(place.rpartition(":")[0].strip("[]")))
+        return tuple(place for place in self.http if not knobs.is_loopback(place.rpartition(":")[0].strip("[]")))
 
     def listening(self, places: tuple[str, ...]) -> tuple[str, ...]:
         """`places` as `punchd.web.listen` takes them: without IPv6, `*` is 0.0.0.0."""
@@ -170,14 +169,14 @@ def check(settings: Settings) -> None:
 
 def _value(attribute: str, value: Any, where: str) -> Any:
     if attribute in _PLACES:
-        return tuple(_place(text, where) for text in knobs.strings(value, where))
+        return tuple(knobs.place(text, where) for text in knobs.strings(value, where))
     if attribute in _PATHS:
         return knobs.path(value, where)
     match attribute:
         case "ipv6" | "insecure" | "require_same_ip":
             return knobs.boolean(value, where)
         case "trusted_proxies":
-            return tuple(_ip(text, where) for text in knobs.strings(value, where))
+            return tuple(knobs.ip(text, where) for text in knobs.strings(value, where))
         case "on_address_change":
             return knobs.choice(value, where, ON_ADDRESS_CHANGE)
         case "log_level":
@@ -188,29 +187,9 @@ def _value(attribute: str, value: Any, where: str) -> Any:
             return _store(value, where)
 
 
-def _place(text: str, where: str) -> str:
-    knobs.host_port(text.replace("*:", "any:", 1), where)
-    return text
-
-
-def _ip(text: str, where: str) -> str:
-    try:
-        return str(ip_address(text))
-    except ValueError:
-        raise ConfigError(f"{where}: expected an IPv4 or IPv6 address, got {knobs.shown(text)}") from None
-
-
 def _store(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"{where}: expected memory or a URL, got {knobs.shown(value)}")
     if value != MEMORY:
         redis_url.parse(value, where)
     return value
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this host reaches `host`, an address or a name."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

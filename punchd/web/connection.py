@@ -15,11 +15,12 @@ import trio
 
 from punchd.endpoint import Endpoint
 from punchd.web.farewell import GONE, drop, part
+from punchd.web.handshake import open_handshake
 from punchd.web.head import Head, RefusedError
 from punchd.web.http import CONTINUE, RequestReader, encode
 from punchd.web.limits import Limits
 from punchd.web.messages import Answer, Handler, LongPoll, Problem, Request, Response, Upgrade
-from punchd.web.websocket import WebSocket, open_handshake
+from punchd.web.websocket import WebSocket
 
 _RECEIVE_BYTES = 16_384
 _BYTES_PER_DEADLINE = 65_536  # a longer answer may take `write_s` for each of these

@@ -129,7 +129,7 @@ class Upgrade:
         subprotocol: the one chosen of those that the client offers in Sec-WebSocket-Protocol.
         headers: more fields of the answer, such as Set-Cookie.
         close_codes: what to send instead of the code of RFC 6455 when the client breaks the protocol: 1002 (framing),
-            1007 (not UTF-8), 1009 (too big).
+            1007 (not UTF-8), 1009 (too big); or when the server stops: 1001.
         max_message: bytes of a message; None is the server's limit.
         cancel_when_closed: whether `run` is cancelled once the conversation is over. Without it, `run` learns that
             from `receive`, `send` or `wait_closed`, and has to come to an end by itself.

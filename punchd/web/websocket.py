@@ -25,33 +25,25 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 import trio
-from websockets.exceptions import InvalidHandshake, NegotiationError, ProtocolError
+from websockets.exceptions import ProtocolError
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request as Opening
 from websockets.protocol import State
-from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
 
 from punchd.errors import PunchdError
 from punchd.web.farewell import GONE, drop, part
+from punchd.web.handshake import Protocol
 from punchd.web.limits import Limits
-from punchd.web.messages import MAX_REASON_BYTES, Headers, Problem, Upgrade
+from punchd.web.messages import MAX_REASON_BYTES, Upgrade
 
 RECEIVE_BYTES = 16_384
 INBOX_MESSAGES = 32  # whole messages that wait for the application before reading pauses
 
 _WRITE_BYTES = 65_536
 _STOP_S = 1.0  # for the client's close frame when the server stops; the server gives the whole 2 s
-_OPENING_FIELDS = (
-    "connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol",
-)  # fmt: skip
-
 log = logging.getLogger(__name__)
-_library_log = logging.getLogger("punchd.web.frames")
-_library_log.setLevel(logging.ERROR)  # below that it logs payloads
 
 
 class WebSocketClosedError(PunchdError):
@@ -70,52 +62,6 @@ class WebSocketClosedError(PunchdError):
         self.sent = sent
 
 
-class Protocol(ServerProtocol):
-    """`websockets` with the application's close codes instead of those of RFC 6455, and without compression."""
-
-    def __init__(self, upgrade: Upgrade, limits: Limits) -> None:
-        super().__init__(
-            subprotocols=None if upgrade.subprotocol is None else [Subprotocol(upgrade.subprotocol)],
-            max_size=upgrade.max_message or limits.message_bytes,
-            logger=_library_log,
-        )
-        self._close_codes: Mapping[int, int] = upgrade.close_codes
-
-    def fail(self, code: int, reason: str = "") -> None:
-        """End the connection because the client broke the protocol."""
-        super().fail(self._close_codes.get(code, code), reason)
-
-
-def open_handshake(headers: Headers, upgrade: Upgrade, limits: Limits) -> tuple[Protocol, bytes] | Problem:
-    """The protocol and the bytes that answer a GET which asks for a WebSocket, or why it cannot be had."""
-    protocol = Protocol(upgrade, limits)
-    # Only what the handshake needs: the library has limits and ideas of its own about the rest.
-    fields = [f"{name}: {value}\r\n" for name in _OPENING_FIELDS for value in headers.get_all(name)]
-    protocol.receive_data(("GET / HTTP/1.1\r\n" + "".join(fields) + "\r\n").encode("latin-1"))
-    events = protocol.events_received()
-    if not events or not isinstance(events[0], Opening):
-        return Problem(400, "BAD_REQUEST", "malformed WebSocket handshake")
-    answer = protocol.accept(events[0])
-    if answer.status_code != 101:
-        return _rejection(answer.status_code, protocol.handshake_exc)
-    answer.headers["Server"] = "punchd"
-    for name, value in upgrade.headers:
-        answer.headers[name] = value
-    protocol.send_response(answer)
-    return protocol, b"".join(protocol.data_to_send())
-
-
-def _rejection(status: int, error: Exception | None) -> Problem:
-    fields: tuple[tuple[str, str], ...] = (("Sec-WebSocket-Version", "13"),)
-    if status == 426:
-        fields = (("Upgrade", "websocket"), *fields)
-    if isinstance(error, NegotiationError):
-        return Problem(400, "BAD_REQUEST", "the WebSocket subprotocol is not among those offered", fields)
-    what = str(error) if isinstance(error, InvalidHandshake) else "internal error"
-    code = "UPGRADE_REQUIRED" if status == 426 else "BAD_REQUEST"
-    return Problem(status, code, f"a WebSocket is served here: {what}", fields)
-
-
 class WebSocket:
     """One conversation. Handed to `Upgrade.run`; an application never makes one.
 
@@ -124,12 +70,14 @@ class WebSocket:
         close_code: what the client's close frame said; 1005 without a code, 1006 without a frame, None while open.
         close_reason: the client's words, or "".
         close_sent: the code that was sent to the client, or None.
+        notice_frame: called when frames of any kind have come, before `receive` gives their messages. For an
+            application that looks after dead clients itself (`Limits.ping_s` infinite).
     """
 
     __slots__ = (
         "_changed", "_close_by", "_inbox", "_is_cut_off", "_is_over", "_limits", "_message", "_message_is_text",
         "_nursery", "_outbox", "_protocol", "_reading", "_sock", "_stream", "_writing", "close_code", "close_reason",
-        "subprotocol",
+        "notice_frame", "subprotocol",
     )  # fmt: skip
 
     def __init__(
@@ -141,6 +89,7 @@ class WebSocket:
     ) -> None:
         """`stream` is `sock`, or TLS on it. Both stay the caller's."""
         self.subprotocol: str | None = protocol.subprotocol
+        self.notice_frame: Callable[[], None] = _pay_no_heed
         self.close_code: int | None = None
         self.close_reason = ""
         self._protocol = protocol
@@ -203,6 +152,28 @@ class WebSocket:
             self._protocol.send_binary(message)
         self._flush()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait because the client does not read."""
+        return len(self._outbox)
+
+    def queue(self, message: str) -> None:
+        """Send a text message without waiting, however much is `unsent`: the caller sets the bound. Does nothing once
+        a close frame was sent or received, or the client is gone."""
+        if not self._is_over and self._protocol.state is State.OPEN:
+            self._protocol.send_text(message.encode())
+            self._flush()
+
+    def ping(self) -> None:
+        """Send a ping without waiting; like `queue`."""
+        if not self._is_over and self._protocol.state is State.OPEN:
+            self._protocol.send_ping(b"")
+            self._flush()
+
+    def start_close(self, code: int, reason: str = "", patience_s: float | None = None) -> None:
+        """Send a close frame without waiting. The client's has `patience_s` to come (None: `Limits.close_s`)."""
+        self._begin_close(code, reason, self._limits.close_s if patience_s is None else patience_s)
+
     async def drain(self) -> None:
         """Wait until the kernel has all that was sent; returns at once, and without a checkpoint, if it has.
 
@@ -236,7 +207,7 @@ class WebSocket:
 
     def shut_down(self) -> None:
         """Tell the client that the server stops (1001)."""
-        self._begin_close(1001, "the server stops", _STOP_S)
+        self._begin_close(self._protocol.code(1001), "the server stops", _STOP_S)
 
     async def run(self, upgrade: Upgrade, rest: bytes) -> None:
         """Hold the conversation. Returns when both the connection and the application are through.
@@ -303,9 +274,11 @@ class WebSocket:
 
     def _feed(self, data: bytes) -> None:
         self._protocol.receive_data(data)
-        for frame in self._protocol.events_received():
-            if isinstance(frame, Frame):
-                self._take(frame)
+        frames = [frame for frame in self._protocol.events_received() if isinstance(frame, Frame)]
+        for frame in frames:
+            self._take(frame)
+        if frames:
+            self.notice_frame()
         self._flush()
         if self._inbox:
             self._changed.unpark_all()
@@ -387,6 +360,10 @@ class WebSocket:
         received = self._protocol.close_rcvd
         code, reason = (1006, "") if received is None else (int(received.code), received.reason)
         return WebSocketClosedError(code, reason, self.close_sent)
+
+
+def _pay_no_heed() -> None:
+    """The shell looks after dead clients."""
 
 
 def _only_closed(error: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_of_two_processes_that_make_a_key_at_once_one_wins_and_both_have_it(
     file = keys.path("default", tmp_path)
     winner = keys.load_or_make(file)
     answers = iter([False, True])  # it was not there when we looked, and it was when we wrote
-    monkeypatch.setattr(Path, "exists", lambda path: next(answers))
+    monkeypatch.setattr(os.path, "exists", lambda path: next(answers))
     assert keys.load_or_make(file).address == winner.address
 
 
@@ -45,6 +46,21 @@ def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("a file")
     with pytest.raises(ConfigError, match=r"keys: (File exists|Not a directory)"):
         keys.load_or_make(keys.path("default", tmp_path))
+
+
+def test_a_place_that_cannot_be_looked_at_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="File name too long"):
+        keys.load_or_make(keys.path("default", tmp_path / ("x" * 300)))
+
+
+def test_nobody_else_can_put_a_key_in_place_whatever_the_umask_is(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        file = keys.path("default", tmp_path / "punch")
+        keys.load_or_make(file)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(place.stat().st_mode) for place in (file, *file.parents[:2])] == [0o600, 0o700, 0o700]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".x", "a/b", "../x", "a b", "ä", "x" * 65])

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from punchd.punch import messages
-from punchd.punch.mail import Mailroom
+from punchd.punch.mail import MOST_REJECTS, REJECT_S, Mailroom
 from punchd.punch.messages import Bye, Code, Message, Ready, Reject
 from punchd.punch.news import News
 from punchd.rendezvous.client import IdentityLostError, PeerGoneError, RefusedError, Signal, UnreachableError
@@ -19,6 +19,7 @@ from tests.unit.punch.call_pair import TCP_CALL
 
 ID, OTHER_ID = "0123456789abcdef", "fedcba9876543210"
 A, B = b"a" * 16, b"b" * 16
+FULL = b"f" * 16  # a client that does not fetch its signals: the server has others wait
 
 
 class Service:
@@ -42,6 +43,8 @@ class Service:
         await trio.lowlevel.checkpoint()
         if self.send_error is not None:
             raise self.send_error
+        if client_id == FULL:
+            await trio.sleep_forever()
         self.sent.append((client_id, text))
 
     async def renew(self) -> None:
@@ -106,6 +109,19 @@ async def test_a_new_call_is_told_apart_and_one_of_a_newer_punch_is_rejected() -
         assert (receiver, call_id) == (A, OTHER_ID)
         assert isinstance(found, Reject)
         assert found.code is Code.VERSION
+
+
+async def test_a_caller_that_takes_no_answer_keeps_nobody_else_waiting(autojump_clock: trio.testing.MockClock) -> None:
+    async with desk() as one:
+        for _ in range(MOST_REJECTS + 10):
+            await one.hear(FULL, messages.encode(OTHER_ID, TCP_CALL).replace('"v":1', '"v":2'))
+        await one.hear(A, messages.encode(ID, TCP_CALL))
+        assert one.calls == [(A, ID)]
+        assert not one.mailroom.reject(A, ID, Reject(Code.BUSY, "x"))  # too many wait
+        await trio.sleep((MOST_REJECTS + 1) * REJECT_S + 1)
+        assert one.mailroom.reject(A, ID, Reject(Code.BUSY, "x"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert [receiver for receiver, _ in one.service.sent] == [A]
 
 
 async def test_what_is_posted_is_sent_or_lost_but_never_an_error() -> None:

@@ -47,7 +47,8 @@ def test_every_option_of_the_tool_is_explained_with_the_command_that_has_it_and_
 
 def test_every_exit_code_is_explained() -> None:
     cells = [int(cell) for cell in first_cells(section("Exit codes")) if cell.isdecimal()]
-    assert {*cells, Exit.TERMINATED} == set(Exit)
+    assert {*cells, Exit.TERMINATED, Exit.HUNG_UP} == set(Exit)
+    assert f"{Exit.HUNG_UP:d}: by SIGHUP" in TEXT
     assert f"{Exit.TERMINATED:d}: by SIGTERM" in TEXT
 
 

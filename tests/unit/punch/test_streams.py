@@ -65,6 +65,91 @@ async def test_what_breaks_ends_both_directions_and_closes_the_other_stream(brok
     assert await (far_local, far_hole)[broken].receive_some(100) == b""
 
 
+async def tcp_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        one = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        return one, await listener.accept()
+
+
+async def read_all(stream: trio.SocketStream) -> None:
+    while await stream.receive_some(100):
+        pass
+
+
+async def test_half_of_it_does_not_look_like_the_whole_to_a_program_behind_it() -> None:
+    hole, far_hole = trio.testing.memory_stream_pair()
+    local, far_local = await tcp_pair()
+
+    async def fail() -> None:
+        raise trio.BrokenResourceError("reset")
+
+    async with far_local:
+        with trio.fail_after(PATIENCE_S):
+            async with trio.open_nursery() as nursery:
+
+                async def run() -> None:
+                    with pytest.raises(EndedError, match="reset"):
+                        await relay(hole, local)
+
+                nursery.start_soon(run)
+                await far_hole.send_all(b"half")
+                assert await far_local.receive_some(100) == b"half"
+                hole.receive_stream.receive_some_hook = fail
+                await far_hole.send_all(b" of it")
+            with pytest.raises(trio.BrokenResourceError):
+                await read_all(far_local)
+
+
+@pytest.mark.parametrize("is_proper", [True, False])
+async def test_a_plain_hole_that_was_cut_is_told_from_one_that_ended(is_proper: bool) -> None:
+    hole, far_hole = await tcp_pair()
+    local, far_local = trio.testing.memory_stream_pair()
+    async with far_hole:
+        with trio.fail_after(PATIENCE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(relay, hole, local)
+                await far_local.send_all(b"half")
+                assert await far_hole.receive_some(100) == b"half"
+                if is_proper:
+                    await far_local.send_eof()
+                    assert await far_hole.receive_some(100) == b""
+                    await far_hole.send_eof()
+                else:
+                    nursery.cancel_scope.cancel()
+            if not is_proper:
+                with pytest.raises(trio.BrokenResourceError):
+                    await far_hole.receive_some(100)
+
+
+async def test_descriptors_that_somebody_has_made_nonblocking_and_is_faster_on_are_waited_for(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, sink = pipe(stack)
+    for fd in (source, sink):
+        os.set_blocking(fd, False)
+    stdio = Stdio(source, sink)
+    ready = trio.Event()
+
+    async def spuriously_ready(fd: int) -> None:
+        await trio.lowlevel.checkpoint()
+        if ready.is_set():
+            await wait_readable(fd)
+        ready.set()
+
+    wait_readable = trio.lowlevel.wait_readable
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", spuriously_ready)
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+
+            async def read() -> None:
+                assert await stdio.receive_some() == b"x"
+
+            nursery.start_soon(read)
+            await ready.wait()
+            os.write(sink, b"x")
+
+
 async def test_a_regular_file_is_read_and_written(tmp_path: Path, stack: ExitStack) -> None:
     (tmp_path / "in").write_bytes(b"x" * 100_000)
     source = os.open(tmp_path / "in", os.O_RDONLY)

@@ -84,6 +84,17 @@ async def test_each_side_knows_the_key_of_the_other_one_and_tls_is_1_3() -> None
     await close(one.stream, other.stream)
 
 
+async def test_nothing_is_kept_to_resume_a_connection_without_its_keys() -> None:
+    one, other = await both()
+    assert isinstance(one, Peer)
+    assert isinstance(other, Peer)
+    async with trio.open_nursery() as nursery:  # tickets come after the handshake, with what is read then
+        nursery.start_soon(other.stream.send_all, b"x")
+        assert await one.stream.receive_some() == b"x"
+    assert not one.stream._stream.session.has_ticket
+    await close(one.stream, other.stream)
+
+
 async def test_a_listener_with_another_key_than_the_address_gets_nothing() -> None:
     heard = []
 

@@ -13,7 +13,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from punchd.rendezvous import client_http, client_url
+from punchd.rendezvous import client_connection, client_http, client_url
 from punchd.rendezvous.client import (
     InsecureError,
     NotRendezvousError,
@@ -67,7 +67,7 @@ async def failure(url: str, **more: Any) -> RendezvousError:
         (response(GOOD.replace(b"cd", b"c")), NotRendezvousError, "private_id: expected 64 hexadecimal digits"),
         (response(GOOD.replace(b"1700000000", b"-1")), NotRendezvousError, "timestamp: expected a number"),
         (response(b"[" * 100_000), NotRendezvousError, "expected JSON"),
-        (response(b"x" * (client_http.BODY_BYTES + 1)), NotRendezvousError, "expected at most 1048576 bytes, got more"),
+        (response(b"x" * (client_connection.BODY_BYTES + 1)), NotRendezvousError, "at most 1048576 bytes, got more"),
         (response(HTML, b"502 Bad Gateway", b""), UnreachableError, "got a proxy's status 502"),
         (response(b'{"ok":false,"error":"OOPS","message":"a\\u001b[31mb\\n"}', b"400 Bad"), RendezvousError,
          "refused: a [31mb  (400 OOPS)"),
