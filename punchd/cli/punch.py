@@ -228,17 +228,20 @@ def _open_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest that is free
 
 
+# Not by sys.stdout and sys.stderr: they are None if they were closed from the start, and what they could not write they
+# try again at the exit, whose code that changes.
+
+
 def _print(line: str) -> None:
     try:
-        os.write(1, f"{line}\n".encode())  # sys.stdout is None if it is closed, and fails at the exit if it is full
+        os.write(1, f"{line}\n".encode())
     except OSError as error:
         raise ConfigError(f"standard output: {error.strerror}") from None
 
 
 def _write(line: str) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # nobody reads it any more; None: it was closed from the start
-        sys.stderr.write(one_line(line) + "\n")
-        sys.stderr.flush()
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        os.write(2, f"{one_line(line)}\n".encode(errors="backslashreplace"))
 
 
 if __name__ == "__main__":

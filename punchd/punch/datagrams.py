@@ -40,6 +40,7 @@ class Talk:
         self._peer_ended = trio.Event()
         self._own_ended = trio.Event()
         self._is_cut = False
+        self._is_writing = False
 
     def take(self, message: Message) -> None:
         if isinstance(message, Bye):
@@ -100,12 +101,13 @@ class Talk:
             except OSError:  # an ICMP error, which anybody can forge; silence tells
                 await trio.sleep(0.05)
                 continue
-            self._heard_at = trio.current_time()
+            self._is_writing = True
             try:
                 if datagram:
                     await self._stdio.send_all(datagram)
             except OSError as error:
                 raise EndedError(Exit.BROKEN, f"nobody takes what comes through it: {error}") from None
+            self._is_writing, self._heard_at = False, trio.current_time()
 
     async def _keep(self) -> None:
         while True:
@@ -113,11 +115,15 @@ class Talk:
             await trio.sleep(KEEP_S)
 
     async def _watch_silence(self) -> None:
-        since = -1.0
-        while since != self._heard_at:
-            since = self._heard_at
-            await trio.sleep_until(since + SILENCE_S)
+        since, last = -1.0, self._last_sign()
+        while since != last:
+            await trio.sleep_until(last + SILENCE_S)
+            since, last = last, self._last_sign()
         raise EndedError(Exit.BROKEN, f"nothing was heard for {SILENCE_S:.0f} s")
+
+    def _last_sign(self) -> float:
+        """While somebody has our output stopped, nothing is read: that is no silence of the other side's."""
+        return trio.current_time() if self._is_writing else self._heard_at
 
     async def _datagram(self, data: bytes) -> None:
         with suppress(OSError):  # lost, as datagrams may be

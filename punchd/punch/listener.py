@@ -67,7 +67,9 @@ class Listener:
         match self._admission.judge(sender, call_id, call, key, age_s):
             case Verdict.TAKE:
                 self._nursery.start_soon(self._serve, sender, call_id, call)
-            case Reject() as reject if self._mailroom.reject(sender, call_id, reject):
+            case Reject() as reject:
+                if not self._mailroom.reject(sender, call_id, reject):
+                    return
                 self._news.say("rejected", f"a call was rejected: {reject.text}", code=str(reject.code))
             case _:
                 pass

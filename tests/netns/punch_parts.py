@@ -190,6 +190,10 @@ def world(
 ) -> Iterator[World]:
     """Everything, served. `kinds`: of the sites' NATs; `stun`: arguments of the daemons."""
     with ExitStack() as stack:
+        before = signal.getsignal(signal.SIGINT)
+        if before is signal.SIG_IGN:  # as in the background of a shell; `punch` would ignore it, too
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            stack.callback(signal.signal, signal.SIGINT, before)
         laboratory = stack.enter_context(Laboratory([Site(name, KINDS[kinds[name]]) for name in kinds], stun=False))
         running = stack.enter_context(daemons([(laboratory.site(name).host, stun) for name in kinds]))
         for daemon in running:

@@ -176,12 +176,18 @@ def test_without_standard_descriptors_its_own_sockets_do_not_become_its_input() 
         ("listen --to x 2>&-", 2, ""),
         ("listen --to x 2>/dev/full", 2, ""),
         ("connect $ADDRESS --rendezvous http://127.0.0.1:1 2>&- <&- >&-", 3, ""),
+        ("connect $ADDRESS --rendezvous http://127.0.0.1:1 2>/dev/full", 3, ""),
     ],
 )
 def test_descriptors_that_are_closed_or_full_are_no_traceback(tmp_path: Path, line: str, code: int, error: str) -> None:
     found = subprocess.run(
         ["sh", "-c", f'exec "$PYTHON" -m punchd.cli.punch {line}'],
-        env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "PYTHON": sys.executable, "ADDRESS": ADDRESS},
+        env={
+            **{name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+            "XDG_CONFIG_HOME": str(tmp_path),
+            "PYTHON": sys.executable,
+            "ADDRESS": ADDRESS,
+        },
         capture_output=True,
         text=True,
         check=False,

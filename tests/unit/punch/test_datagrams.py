@@ -103,6 +103,20 @@ async def test_silence_is_kept_from_the_nats_and_ends_the_talk_after_a_minute(
         assert one.posted[-1:] in ([], [Bye(is_cut=True)])
 
 
+async def test_a_screen_that_somebody_has_stopped_is_no_silence(autojump_clock: trio.testing.MockClock) -> None:
+    async with running() as one:
+        for _ in range(10):  # ten times what the pipe and the socket hold
+            with trio.move_on_after(1):
+                while True:
+                    await one.far.send(b"x" * 1200)
+        await trio.sleep(3 * SILENCE_S)
+        assert one.ended == []
+        one.talk.take(Bye())
+        end_input(one)
+        await trio.sleep(1)
+        assert one.ended == [None]
+
+
 async def test_both_have_to_say_bye_and_what_a_bye_has_overtaken_still_comes(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
