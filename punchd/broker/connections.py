@@ -75,6 +75,8 @@ class Step(Enum):
 class Keeper:
     """The timers of one connection, opened at `now`."""
 
+    __slots__ = ("_heard_at", "_ping_at", "_pong_by", "_register_by", "farewell", "phase")
+
     def __init__(self, role: Role, now: float) -> None:
         self.phase = Phase.UNREGISTERED if role is Role.PEER else Phase.LIVE
         self.farewell: ErrorMessage | None = None  # once it is to be ended

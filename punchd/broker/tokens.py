@@ -139,10 +139,13 @@ class Ledger:
     Attributes:
         live: digests of the tokens that were issued and not revoked.
         used: (stream, exp) of all; the stream is None for admins.
+        former: the same of sessions that had the name before, as far as they have not expired: a token of theirs must
+            not come to life again because a new session of that name ends in the same second.
     """
 
     live: set[bytes] = field(default_factory=set)
     used: set[tuple[str | None, int]] = field(default_factory=set)
+    former: frozenset[tuple[str | None, int]] = frozenset()
 
     def mint(self, keys: Keys, grant: Grant) -> tuple[str, Grant]:
         """A new token, and what it says: `grant`, with the next lower exp if its payload was used before.
@@ -153,7 +156,7 @@ class Ledger:
         if len(self.used) >= MAX_TOKENS:
             raise LimitError(f"expected at most {MAX_TOKENS} tokens of a session")
         exp = grant.exp
-        while (grant.stream, exp) in self.used:
+        while (grant.stream, exp) in self.used or (grant.stream, exp) in self.former:
             exp -= 1
         unique = Grant(grant.session, grant.role, grant.stream, exp)
         token = mint(keys, unique)
@@ -167,15 +170,23 @@ class Ledger:
         self.live.discard(token_digest)
         return was_live
 
+    def unexpired(self, now_ms: int) -> frozenset[tuple[str | None, int]]:
+        """What a next session of the name has to know: its `former`."""
+        return frozenset(one for one in (*self.used, *self.former) if one[1] * 1000 > now_ms)
+
     def to_plain(self) -> dict[str, Any]:
         """For JSON; holds no token."""
-        used = sorted(self.used, key=lambda one: (one[0] or "", one[1]))
-        return {"live": sorted(one.hex() for one in self.live), "used": [list(one) for one in used]}
+        used, former = (
+            [list(one) for one in sorted(ones, key=lambda one: (one[0] or "", one[1]))]
+            for ones in (self.used, self.former)
+        )
+        return {"live": sorted(one.hex() for one in self.live), "used": used, "former": former}
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Ledger:
         """From what `to_plain` gave."""
-        return cls({bytes.fromhex(one) for one in plain["live"]}, {(stream, exp) for stream, exp in plain["used"]})
+        used, former = ([(stream, exp) for stream, exp in plain[name]] for name in ("used", "former"))
+        return cls({bytes.fromhex(one) for one in plain["live"]}, set(used), frozenset(former))
 
 
 def mint(keys: Keys, grant: Grant) -> str:

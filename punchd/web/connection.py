@@ -15,7 +15,7 @@ import trio
 
 from punchd.endpoint import Endpoint
 from punchd.web.farewell import GONE, drop, part
-from punchd.web.handshake import open_handshake
+from punchd.web.handshake import Protocol, open_handshake
 from punchd.web.head import Head, RefusedError
 from punchd.web.http import CONTINUE, RequestReader, encode
 from punchd.web.limits import Limits
@@ -74,7 +74,18 @@ class _GoneError(Exception):
 class Connection:
     """Serves one client until it or the server has had enough. Owns the socket."""
 
-    __slots__ = ("_idle", "_is_first", "_peer", "_poll", "_reader", "_service", "_sock", "_stream", "_websocket")
+    __slots__ = (
+        "_idle",
+        "_is_first",
+        "_opened",
+        "_peer",
+        "_poll",
+        "_reader",
+        "_service",
+        "_sock",
+        "_stream",
+        "_websocket",
+    )
 
     def __init__(self, sock: trio.socket.SocketType, peer: Endpoint, service: Service) -> None:
         self._sock = sock
@@ -85,6 +96,7 @@ class Connection:
         self._is_first = True
         self._idle: trio.CancelScope | None = None  # of a wait during which the client is owed nothing
         self._poll: trio.CancelScope | None = None  # of a long poll
+        self._opened: tuple[Upgrade, Protocol, bytes] | None = None  # the conversation that comes after HTTP
         self._websocket: WebSocket | None = None
 
     def shut_down(self) -> None:
@@ -102,7 +114,10 @@ class Connection:
             if self._service.tls is None or await self._shake_hands(self._service.tls()):
                 while await self._serve_one():
                     pass
-                await part(self._stream, self._service.limits.linger_s)
+                if self._opened is not None:
+                    await self._converse(*self._opened)
+                else:
+                    await part(self._stream, self._service.limits.linger_s)
         except (*GONE, _GoneError):
             pass
         finally:
@@ -139,10 +154,11 @@ class Connection:
             unsent = answer.unsent
             answer = await self._wait(answer)
         if isinstance(answer, Upgrade):
-            refusal = await self._upgrade(answer, head)
-            if refusal is None:
+            opened = self._open(answer, head)
+            if not isinstance(opened, Response):
+                self._opened = opened  # not here, where the request would live as long as the conversation
                 return False
-            answer = refusal
+            answer = opened
         keeps = head.keep_alive and not self._service.is_stopping
         connection = "close" if not keeps else None if head.is_http11 else "keep-alive"
         try:
@@ -250,17 +266,19 @@ class Connection:
         self._service.counts.failures += 1
         return self._service.problem(_INTERNAL)
 
-    async def _upgrade(self, upgrade: Upgrade, head: Head) -> Response | None:
-        """Hold the WebSocket conversation; None when it is over, or the answer that there is none."""
+    def _open(self, upgrade: Upgrade, head: Head) -> tuple[Upgrade, Protocol, bytes] | Response:
+        """A WebSocket conversation and the bytes that begin it, or the answer that there is none."""
         service = self._service
         if service.is_stopping:
             return service.problem(_STOPPING)
         if head.method != "GET" or not head.is_http11 or head.length != 0:
             return service.problem(Problem(400, "BAD_REQUEST", "a WebSocket starts with GET, HTTP/1.1 and no body"))
         opened = open_handshake(head.headers, upgrade, service.limits)
-        if isinstance(opened, Problem):
-            return service.problem(opened)
-        protocol, answer = opened
+        return service.problem(opened) if isinstance(opened, Problem) else (upgrade, *opened)
+
+    async def _converse(self, upgrade: Upgrade, protocol: Protocol, answer: bytes) -> None:
+        """Hold a WebSocket conversation until it is over."""
+        service = self._service
         await self._send(answer)
         service.counts.answers[101] += 1
         service.counts.websockets += 1
@@ -269,7 +287,6 @@ class Connection:
             await self._websocket.run(upgrade, self._reader.rest())
         finally:
             service.counts.websockets -= 1
-        return None
 
     async def _answer(self, response: Response, connection: str | None, *, is_head: bool = False) -> None:
         self._service.counts.answers[response.status] += 1

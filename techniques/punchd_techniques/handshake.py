@@ -125,8 +125,10 @@ class Handshake(ABC):
     async def connect(self, port: int, isn: int, repeat: Callable[[int], Awaitable[None]]) -> None:
         """Connect until it works: an error only says that a NAT was not ready. `repeat` runs beside each try.
 
-        The kernel refuses at once where the listener has just taken a connection from that very port: that one wins.
+        The first time-exceeded is about a low-TTL SYN of our own that went before: no reason to wait. The kernel
+        refuses at once where the listener has just taken a connection from that very port: that one wins.
         """
+        is_first = True
         while True:
             try:
                 connection = self.port.connect(port, isn)
@@ -143,7 +145,8 @@ class Handshake(ABC):
                 return
             self.kit.emit(Tried(port, errno.errorcode.get(number, str(number))))
             connection.drop()
-            await trio.sleep(RETRY_S)
+            await trio.sleep(0 if is_first and number == errno.EHOSTUNREACH else RETRY_S)
+            is_first = False
 
     async def accept(self) -> None:
         await self.prove(await self.port.accept())

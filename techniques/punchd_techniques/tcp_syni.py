@@ -196,12 +196,18 @@ class _Injector(Handshake):
 
     def _withdraw(self) -> None:
         """RST to what is half open: our stack would repeat its SYN-ACK for a minute, and a later round that connects
-        from this port to one of those could not (EADDRNOTAVAIL)."""
+        from this port to one of those could not (EADDRNOTAVAIL).
+
+        The sender may believe that it is connected, if only its ACK was lost. The initiator's next round has another
+        port, so that a RST to the sender spoils nothing then.
+        """
         for port, isn in self._injected.items():
             if self._won is not None and port == self._won.port:
                 continue
             with suppress(PunchError):  # what the round came to is known; this is tidying up
                 self.port.inject(Flags.RST, port, seq=plus(isn, 1), options=Options())
+                if self.plan.role is Role.INITIATOR and port in self._answered:
+                    self.port.send(Flags.RST, port, seq=plus(self._answered[port], 1))
 
     async def _repeat(self, port: int) -> None:
         """The SYN-ACK passes our NAT once the sender's SYN has reached it; until then copies are dropped there."""

@@ -27,7 +27,7 @@ LINKS = (Link(delay_s=0.01),) * 2
 CHANNEL_S = 0.03
 TIMEOUT_MS = 4000
 _RANDOM = random.Random(40)
-MOMENTS_S = sorted(round(_RANDOM.uniform(0.02, 0.12), 4) for _ in range(12))  # after the offer, until all is over
+MOMENTS_S = sorted(round(_RANDOM.uniform(0.02, 0.2), 4) for _ in range(12))  # after the offer, until all is over
 
 
 @contextmanager
