@@ -271,6 +271,7 @@ def test_a_trace_is_one_text_an_attempt_without_tokens(tmp_path: Path, quiet: St
         for number in range(3):
             talk.send(INITIATE)
             tokens.append(talk.until("progress|a|1|udp|relay|").split("|")[5])
+            time.sleep(0.1)  # for a packet or two
             talk.send("cancel|a")
             talk.until("error|a|cancelled|")
             assert len(list(traces.glob("*.txt"))) == number + 1
