@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import field, fields
 from ipaddress import IPv6Address, ip_address
 from typing import Any, TypeVar
@@ -67,6 +67,37 @@ def numbers(name: str, table: Any, where: str, base: _TableT) -> _TableT:
         if one is None:
             raise ConfigError(f"{where}: {name}: {unknown(given, known)}")
         values[one.name] = integer(value, f"{where}: {name}: {given}", one.metadata["least"], one.metadata["most"])
+    return type(base)(**values)
+
+
+def overlay(
+    base: _TableT,
+    table: Mapping[str, Any],
+    where: str,
+    *,
+    tables: Collection[str],
+    read: Callable[[str, Any, str], Any],
+) -> _TableT:
+    """`base`, a frozen dataclass, with the values of `table` (named as in the file) put over it.
+
+    Args:
+        tables: attributes that are tables of numbers.
+        read: the value of any other attribute, from its name, what the file has, and where that is.
+
+    Raises:
+        ConfigError: a key that is not known, a value that does not fit.
+    """
+    names = [one.name for one in fields(base)]  # type: ignore[arg-type]
+    known = {key(name): name for name in names}
+    values = {name: getattr(base, name) for name in names}
+    for name, value in table.items():
+        attribute = known.get(name)
+        if attribute is None:
+            raise ConfigError(f"{where}: {unknown(name, known)}")
+        if attribute in tables:
+            values[attribute] = numbers(attribute, value, where, values[attribute])
+        else:
+            values[attribute] = read(attribute, value, f"{where}: {name}")
     return type(base)(**values)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from punchd import knobs
@@ -18,7 +18,7 @@ from punchd.broker.health import Thresholds
 from punchd.broker.passphrases import Scope
 from punchd.broker.state import Policy
 from punchd.errors import ConfigError
-from punchd.knobs import key, knob
+from punchd.knobs import knob
 
 LISTEN = ("*:8787",)  # the port of the reference implementation's development server
 METRICS = ("127.0.0.1:8788",)
@@ -186,18 +186,7 @@ def build(table: Mapping[str, Any], where: str, base: Settings | None = None) ->
     Raises:
         ConfigError: a key that is not known, a value that does not fit.
     """
-    base = base or Settings()
-    known = {key(one.name): one.name for one in fields(Settings)}
-    values = {one.name: getattr(base, one.name) for one in fields(Settings)}
-    for name, value in table.items():
-        attribute = known.get(name)
-        if attribute is None:
-            raise ConfigError(f"{where}: {knobs.unknown(name, known)}")
-        if attribute in ("limits", "health"):
-            values[attribute] = knobs.numbers(attribute, value, where, values[attribute])
-        else:
-            values[attribute] = _value(attribute, value, f"{where}: {name}")
-    return Settings(**values)
+    return knobs.overlay(base or Settings(), table, where, tables=("limits", "health"), read=_value)
 
 
 def check(settings: Settings) -> None:

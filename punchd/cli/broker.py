@@ -12,18 +12,18 @@ import contextlib
 import logging
 import logging.handlers
 import os
-import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from punchd import __version__, knobs, logs
+from punchd import logs
 from punchd.broker import settings as broker_settings
 from punchd.broker.redaction import redact
 from punchd.broker.secret import Secret, check_mode
 from punchd.broker.settings import Settings
-from punchd.cli import process
+from punchd.cli import process, server
 from punchd.cli.process import EX_CONFIG, Parser, one_line, signals_wait
 from punchd.errors import ConfigError, PunchdError
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from punchd.broker.service import Listening
     from punchd.web.listen import Certificate
 
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECURITY_DAYS = 7  # B-114
 
 log = logging.getLogger("punchd.broker")
@@ -43,21 +42,17 @@ def arguments() -> argparse.ArgumentParser:
         description="Brings the two ends of an SRT stream together. Media never passes it.",
         allow_abbrev=False,
     )
-    place: dict[str, Any] = {"metavar": "HOST:PORT", "action": "append"}
     switch: dict[str, Any] = {"action": "store_true", "default": None}
-    parser.add_argument("--listen", **place, help="serve there, repeatable; * is every address (default: *:8787)")
-    parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain in PEM")
-    parser.add_argument("--tls-key", metavar="FILE", help="its private key in PEM")
+    parser.add_argument(
+        "--listen", **server.PLACE, help="serve there, repeatable; * is every address (default: *:8787)"
+    )
+    server.add_tls_options(parser)
     parser.add_argument("--insecure-dev", **switch, help="plain HTTP on loopback, to try it on one host")
     parser.add_argument("--secret-file", metavar="FILE", help="what tokens are signed with, mode 0600; a secret a line")
     parser.add_argument("--public-url", metavar="URL", help="what clients call it: https://HOST or https://HOST:PORT")
     parser.add_argument("--store", metavar="URL", help="memory (default: memory)")
-    parser.add_argument("--metrics", **place, help="serve /metrics there, repeatable (default: 127.0.0.1:8788)")
-    parser.add_argument("--config", metavar="FILE", help="TOML file with the same names; the command line wins")
-    parser.add_argument("--log-level", metavar="L", help=f"{', '.join(knobs.LOG_LEVELS)} (default: info)")
-    parser.add_argument("--log-format", metavar="F", help="text or json (default: json)")
-    parser.add_argument("--check-config", action="store_true", help="say whether the settings are right, and exit")
-    parser.add_argument("--version", action="version", version=f"punchd-broker {__version__}")
+    parser.add_argument("--metrics", **server.PLACE, help="serve /metrics there, repeatable (default: 127.0.0.1:8788)")
+    server.add_last_options(parser)
     return parser
 
 
@@ -69,19 +64,10 @@ def settings(given: argparse.Namespace) -> Settings:
     """
     base = Settings()
     if given.config is not None:
-        try:
-            text = Path(given.config).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{given.config}: {error.strerror}") from None
-        base = broker_settings.parse(text, given.config)
+        base = broker_settings.parse(server.read_config(given.config), given.config)
         if base.turnstile_secret is not None:
             check_mode(Path(given.config), "turnstile-secret")
-    table = {
-        knobs.key(name): value
-        for name, value in vars(given).items()
-        if value is not None and name not in ("config", "check_config")
-    }
-    chosen = broker_settings.build(table, "command line", base)
+    chosen = broker_settings.build(server.named(given), "command line", base)
     broker_settings.check(chosen)
     return chosen
 
@@ -93,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(given: argparse.Namespace) -> int:
     try:
         chosen = settings(given)
-        certificate = _certificate(chosen)
+        certificate = server.certificate_of(chosen.tls_cert, chosen.tls_key)
         secret = Secret(None if chosen.secret_file is None else Path(chosen.secret_file))
         if given.check_config:
             print("punchd-broker: the settings are right")
@@ -132,20 +118,12 @@ def set_up_logs(chosen: Settings) -> None:
     security.propagate = False
 
 
-def _certificate(chosen: Settings) -> Certificate | None:
-    from punchd.web.listen import Certificate
-
-    if chosen.tls_cert is None or chosen.tls_key is None:
-        return None
-    return Certificate(Path(chosen.tls_cert), Path(chosen.tls_key))
-
-
 def _start(chosen: Settings, certificate: Certificate | None, secret: Secret) -> int:
     import trio
 
     from punchd.broker import service
 
-    with signals_wait(HANDLED), contextlib.closing(service.open_sockets(chosen)) as listening:
+    with signals_wait(server.HANDLED), contextlib.closing(service.open_sockets(chosen)) as listening:
         trio.run(_serve, chosen, listening, certificate, secret)
     return 0
 
@@ -158,41 +136,17 @@ async def _serve(chosen: Settings, listening: Listening, certificate: Certificat
 
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
-        await nursery.start(_hear_signals, stop, certificate, secret)  # READY means that a signal is heard, too
+        # READY means that a signal is heard, too
+        await nursery.start(partial(server.hear_signals, stop, partial(_reload, certificate, secret), log))
         nursery.start_soon(systemd.heartbeat)
         await service.Broker(chosen, secret, certificate=certificate).serve(listening, stop)
         nursery.cancel_scope.cancel()
 
 
-async def _hear_signals(stop: Any, certificate: Certificate | None, secret: Secret, task_status: Any) -> None:
-    """The first signal to stop is a farewell; the second one ends the process as it is."""
-    import trio
-
-    from punchd import systemd
-
-    with trio.open_signal_receiver(*HANDLED) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
-        task_status.started()
-        async for number in signals:
-            if number == signal.SIGHUP:
-                _reload(certificate, secret)
-                continue
-            log.info("stopping on %s", signal.Signals(number).name)
-            systemd.notify("STOPPING=1")
-            stop.set()
-            break
-    await trio.sleep_forever()
-
-
 def _reload(certificate: Certificate | None, secret: Secret) -> None:
     """Each by itself: a bad certificate does not keep a secret from being rotated."""
     if certificate is not None:
-        try:
-            certificate.reload()
-        except ConfigError as error:
-            log.warning("SIGHUP: the old certificate stays in use: %s", error)
-        else:
-            log.info("SIGHUP: certificate and key were read again")
+        server.reload_certificate(certificate, log)
     if not secret.is_lasting:
         log.info("SIGHUP: there is no secret-file to read again")
         return
