@@ -37,7 +37,7 @@ that the second daemon loses, for no gain: whether a second daemon may run is th
 Left out: everything else that a firewall can do. punchd opens no port and accepts no packet that the host's own
 rules refuse; a host that drops the peer's SYN-ACK drops it still.
 
-Source: issue "punchd" §firewall; RFC 792, RFC 4443 §3.3, RFC 5927; nf_tables.h (NFT_TABLE_F_OWNER, Linux 5.12);
+Source: RFC 792, RFC 4443 §3.3, RFC 5927; nf_tables.h (NFT_TABLE_F_OWNER, Linux 5.12);
 xt_u32(8) in iptables-extensions(8).
 """
 
