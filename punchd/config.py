@@ -72,6 +72,10 @@ class Limits:
         100, "lines per second and uid, so that reconnecting gains nothing", 1, 100_000
     )
     user_request_burst: int = knob(200, "lines of one uid that may come at once", 1, 100_000)
+    user_attempts_per_second: int = knob(
+        20, "attempts and probes of one uid that begin in a second; faster ones begin later", 1, 100_000
+    )
+    user_attempt_burst: int = knob(64, "attempts and probes of one uid that may begin at once", 1, 100_000)
     unread_bytes: int = knob(65_536, "answers an application may leave unread before it is dropped", 4096, 1 << 24)
     unread_seconds: int = knob(10, "how long it may leave them unread", 1, 600)
     packets_per_port: int = knob(64, "punch packets towards one port of the peer in one round", 8, 10_000)
@@ -97,6 +101,8 @@ class Config:
     trace: str | None = knob(None, "directory for an explanation and the packets of each finished attempt")
     allow_private: bool = knob(False, "let attempts aim at private addresses (RFC 1918, RFC 6598, fc00::/7)")
     allow_users: tuple[str, ...] = knob((), "users that may connect, names or numbers (default: all the mode lets in)")
+    policy: str | None = knob(None, "TOML file that says which users may do what")
+    accept_sockets: bool = knob(False, "let applications pass their own sockets in (the option `sock`)")
     limits: Limits = field(default_factory=Limits, metadata={"doc": "a table, see Limits"})
 
     ttl_was_named: bool = False  # then it is used, and not what a traceroute would teach
@@ -152,7 +158,7 @@ def _value(attribute: str, value: Any, where: str) -> Any:
             return choice(value, where, LOG_LEVELS)
         case "log_format":
             return choice(value, where, LOG_FORMATS)
-        case "allow_private":
+        case "allow_private" | "accept_sockets":
             return boolean(value, where)
         case "allow_users":
             return tuple(_account(item, where) for item in strings(value, where, numbers=True))

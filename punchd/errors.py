@@ -6,7 +6,8 @@ PunchdError
 ├── DeniedError      well-formed, but not allowed here
 ├── PunchError       a technique (or a whole attempt) that did not work out, with its reason
 ├── KernelError      the operating system said no
-└── ConfigError      a configuration that the daemon cannot start with
+├── ConfigError      a configuration that the daemon cannot start with
+└── StoreError       what several servers share cannot be reached
 """
 
 from __future__ import annotations
@@ -102,3 +103,7 @@ class KernelError(PunchdError):
 
 class ConfigError(PunchdError):
     """A configuration file or command line that the daemon cannot start with."""
+
+
+class StoreError(PunchdError):
+    """The store of a server does not answer. The message says why, without its address or password."""

@@ -24,6 +24,8 @@ requests-per-second = 10000
 request-burst = 10000
 user-requests-per-second = 10000
 user-request-burst = 10000
+user-attempts-per-second = 10000
+user-attempt-burst = 10000
 unread-bytes = 1000000
 """
 

@@ -18,7 +18,7 @@ import trio
 import trio.lowlevel
 
 from punchd.client import AttemptError, Connected, Event, OkProbe, Relay
-from punchd.client.options import AttemptOptions
+from punchd.client.options import AttemptOptions, Passable
 from punchd.client.trio_client import Daemon
 from punchd.wire.token import Kind, decode
 from tests.natlab import Host
@@ -173,8 +173,12 @@ async def attempt(
     techniques: str = "udp",
     ttl: int | None = None,
     on_event: Callable[[str, Event], object] = lambda name, event: None,
+    passed: tuple[Passable | None, Passable | None] = (None, None),
 ) -> Outcome:
-    """A initiates towards B, whose application is `late_s` late; both probe first unless `own` was probed before."""
+    """A initiates towards B, whose application is `late_s` late; both probe first unless `own` was probed before.
+
+    A side that has `passed` a socket in does not use the port that it probed, unless that is a TCP port.
+    """
     channel = channel or Channel()
     protocol = "tcp" if techniques.startswith("tcp") else "udp"
     own_a, own_b = own or (await a.probe(protocol), await b.probe(protocol))
@@ -194,7 +198,7 @@ async def attempt(
     chosen_ttl: AttemptOptions = {} if ttl is None else {"ttl": ttl}
 
     async def initiate(nursery: trio.Nursery) -> None:
-        options: AttemptOptions = {"lport": own_a.lport, "timeout_ms": timeout_ms, **chosen_ttl}
+        options: AttemptOptions = {"timeout_ms": timeout_ms, **chosen_ttl, **_port(own_a, passed[0], protocol)}
         async with a.initiate(own_b.ip, own_b.ports, techniques=techniques, **options) as running:
 
             async def send(token: str) -> None:
@@ -215,7 +219,7 @@ async def attempt(
         await trio.sleep(late_s)
         outcome.responded_at = trio.current_time()
         again: AttemptOptions = {"timeout_ms": timeout_ms + 1000, **chosen_ttl}
-        options: AttemptOptions = {"lport": own_b.lport, **again}
+        options: AttemptOptions = {**again, **_port(own_b, passed[1], protocol)}
         while offer is not None:
             end = outcome.responder
             async with b.respond(offer, peer=own_a.ip, **options) as running:
@@ -244,12 +248,22 @@ async def attempt(
             nursery.cancel_scope.cancel()
         return found
 
-    async with trio.open_nursery() as carriers:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(initiate, carriers)
-            nursery.start_soon(respond, carriers)
-        carriers.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as carriers:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(initiate, carriers)
+                nursery.start_soon(respond, carriers)
+            carriers.cancel_scope.cancel()
+    except BaseException:
+        outcome.close()
+        raise
     return outcome
+
+
+def _port(own: OkProbe, passed: Passable | None, protocol: str) -> AttemptOptions:
+    if passed is None:
+        return {"lport": own.lport}
+    return {"sock": passed} if protocol == "udp" else {"sock": passed, "lport": own.lport}
 
 
 def _note(end: End, name: str, on_event: Callable[[str, Event], object]) -> Callable[[Event], None]:

@@ -14,12 +14,14 @@ from contextlib import asynccontextmanager
 import trio
 
 from punchd.attempt.outlook import KnownSide
+from punchd.attempt.passed_tcp import PassedTcpPort
 from punchd.attempt.port import LearningPort, UdpRecording
 from punchd.attempt.tcp_port import LearningTcpPort, RoundTcpPort
 from punchd.endpoint import Endpoint, IPAddress
 from punchd.errors import Code, PunchError
 from punchd.events import Event, MappingLearned, Unrecorded
 from punchd.kernel.firewall import Firewall, NoFirewall
+from punchd.kernel.passed import PassedSocket
 from punchd.kernel.udp import Complained
 from punchd.technique import Complaint, Datagram, Hole
 from punchd.wire.token import Card
@@ -30,7 +32,8 @@ UNHEARD_CARDS = 16  # cards of the peer that a technique has not yet asked for; 
 class AttemptPorts:
     """The ports of one attempt, bound before it starts, the STUN servers to ask for them, and the host's firewall.
 
-    Owns the ports: `close` closes what was not handed over.
+    Owns the ports: `close` closes what was not handed over. With a socket that the application has passed in there is
+    no other: a technique that would need one does not run.
     """
 
     def __init__(
@@ -39,8 +42,10 @@ class AttemptPorts:
         stun: Sequence[Endpoint],
         tcp: LearningTcpPort | None = None,
         firewall: Firewall | None = None,
+        passed: PassedSocket | None = None,
     ) -> None:
         self.firewall = firewall or NoFirewall()
+        self.passed = passed
         self.udp = udp
         self.tcp = tcp
         self.stun = stun
@@ -72,6 +77,15 @@ class AttemptPorts:
         if self.tcp is not None:
             self.tcp.close()
             self.tcp = None
+        if self.passed is not None:
+            self.passed.restore()
+            self.passed = None
+
+    def check(self, protocol: str) -> None:
+        """Raises PunchError (unsupported) if the application has passed in a socket of another protocol."""
+        if self.passed is not None and self.passed.protocol != protocol:
+            text = f"the application passed a {self.passed.protocol.upper()} socket in"
+            raise PunchError(Code.UNSUPPORTED, text)
 
 
 class RoundKit:
@@ -108,6 +122,7 @@ class RoundKit:
     @asynccontextmanager
     async def udp(self) -> AsyncIterator[RoundUdpPort]:
         """The attempt's port; it stays bound for a later round unless it is handed over."""
+        self._ports.check("udp")
         if self._ports.udp is None:
             raise PunchError(Code.NETWORK, "the attempt has no UDP port")
         async with self._recording(self._ports.udp):
@@ -137,16 +152,14 @@ class RoundKit:
     @asynccontextmanager
     async def tcp(self) -> AsyncIterator[RoundTcpPort]:
         """The round's port; it stays held, and its STUN connections open, until the attempt ends or renews it."""
+        self._ports.check("tcp")
         own = self._ports.tcp_of_round()
-        port = RoundTcpPort(
-            own,
-            self._peer,
-            self._packets,
-            self.keep,
-            self._record,
-            firewall=self._ports.firewall,
-            nonce=self.nonce,
-        )
+        firewall, nonce = self._ports.firewall, self.nonce
+        around = (own, self._peer, self._packets, self.keep, self._record)
+        if self._ports.passed is None:
+            port = RoundTcpPort(*around, firewall=firewall, nonce=nonce)
+        else:
+            port = PassedTcpPort(*around, firewall=firewall, nonce=nonce, passed=self._ports.passed)
         if self._record is not None and not port.is_sniffing:
             self.emit(Unrecorded("sniffing needs CAP_NET_RAW"))
         try:
@@ -231,6 +244,8 @@ class RoundUdpPort:
         remote = Endpoint(self._peer, port)
         fd = self._port.part(remote)
         self._ports.udp = None
+        if self._ports.passed is not None:
+            self._ports.passed.restore()
         return self._kit.keep(Hole(fd, self.local, remote))
 
     def _emit_learned(self, known: KnownSide) -> None:

@@ -24,6 +24,9 @@ from punchd.wire import icmp, ip, stun
 
 KEEPALIVE_S = 15.0  # RFC 8489 §12 and RFC 8445 §11: NATs may forget a UDP mapping after 30 s
 
+# An application can make its own socket look readable for ever: shutdown, SO_PEEK_OFF. Then it is looked at less often.
+FRUITLESS, FRUITLESS_S = 16, 0.02
+
 
 class LearningPort:
     """A UDP socket and what is known of its public side. Owns the socket: `close` it, unless it was handed over."""
@@ -67,6 +70,7 @@ class LearningPort:
 
         Datagrams come before errors, so that nobody's errors keep the peer waiting.
         """
+        fruitless = 0
         while True:
             if self._discovery is not None and not self._reported and (found := self._discovery.result()) is not None:
                 return self._conclude(found)
@@ -80,7 +84,11 @@ class LearningPort:
             if first is None:
                 if (complained := self._socket.complained()) is not None:
                     return complained
+                fruitless += 1
+                if fruitless > FRUITLESS:
+                    await trio.sleep(FRUITLESS_S)
                 continue
+            fruitless = 0
             data, source = first
             if self._discovery is None or not self._discovery.handle_datagram(data, source, trio.current_time()):
                 return Datagram(data, source)
@@ -157,6 +165,8 @@ class UdpRecording:
     def _is_ours(self, captured: Captured) -> bool:
         try:
             packet = ip.decode(captured.data, truncated=True)
+            if packet.protocol not in (ip.UDP, ip.ICMP, ip.ICMPV6):  # came before the sniffer's filter
+                return False
             if packet.protocol != ip.UDP:
                 error = icmp.decode(packet.payload, packet.protocol)
                 return error is not None and error.quoted.is_from(ip.UDP, self._local.port)

@@ -61,6 +61,11 @@ class LearningTcpPort:
         self._asking = True
         return True
 
+    @property
+    def is_asking(self) -> bool:
+        """STUN's answers are still awaited; if not, what is known is all that will be."""
+        return self._asking
+
     async def finish(self) -> None:
         """Wait for STUN's answers, which become part of `outlook`. Cancelled, the next `ask` starts anew."""
         if self._stun is None:
@@ -226,7 +231,7 @@ class RoundTcpPort:
         return self._syn_options
 
     async def learn(self) -> KnownSide:
-        if not self.outlook.is_complete:
+        if self._port.is_asking:
             await self._learned.wait()
         return self._port.check_address()
 
@@ -249,7 +254,7 @@ class RoundTcpPort:
 
     def listen(self, deaf_to: Iterable[int] = ()) -> None:
         self._check_open()
-        self._port.placeholder.open(deaf_to)
+        self._port.placeholder.open(self._peer, deaf_to)
         self._is_listening = True
 
     async def accept(self) -> Connection:
@@ -326,7 +331,9 @@ class RoundTcpPort:
     def _read(self, captured: Captured) -> Sighted | Complaint | None:
         try:
             packet = ip.decode(captured.data, truncated=len(captured.data) >= 2048)
-            if packet.protocol != socket.IPPROTO_TCP:
+            if packet.protocol not in (ip.TCP, ip.ICMP, ip.ICMPV6):  # came before the sniffer's filter
+                return None
+            if packet.protocol != ip.TCP:
                 error = icmp.decode(packet.payload, packet.protocol)
                 if error is None or not error.quoted.is_from(ip.TCP, self.local.port):
                     return None

@@ -113,9 +113,9 @@ class Access:
         self._counts = counts
         self._notice = notice
 
-    def limit(self, deed: Deed, ip: IPAddress) -> Response | None:
+    async def limit(self, deed: Deed, ip: IPAddress) -> Response | None:
         """Count a deed; the refusal, if there were too many."""
-        wait_s = self._rates.allow(deed, source_key(ip), self._clock.now())
+        wait_s = await self._rates.allow(deed, source_key(ip), self._clock.now())
         if not wait_s:
             return None
         self._counts.limited[deed] += 1
@@ -125,7 +125,7 @@ class Access:
     async def grant(self, token: str | None, name: str, ip: IPAddress, *, admin_only: bool = False) -> Grant | Response:
         """What a token lets its holder do in the session `name`, or the answer if it is no good."""
         if not token:
-            return self.refuse(TokenError(Refusal.FORM, "expected Authorization: Bearer with a token"), ip)
+            return await self.refuse(TokenError(Refusal.FORM, "expected Authorization: Bearer with a token"), ip)
         try:
             grant = tokens.read(token, self._secret.keys)
             tokens.check_session(grant, name)
@@ -134,17 +134,17 @@ class Access:
             if admin_only:
                 tokens.check_admin(grant)
         except TokenError as error:
-            return self.refuse(error, ip)
+            return await self.refuse(error, ip)
         return grant
 
-    def refuse(self, error: TokenError, ip: IPAddress) -> Response:
+    async def refuse(self, error: TokenError, ip: IPAddress) -> Response:
         """The answer to a token that is no good."""
         self._counts.refused[error.refusal] += 1
         status = error.refusal.status
         if status == 404:
             return answers.no_session()
         if status == 401:
-            limited = self.limit(Deed.FAIL, ip)
+            limited = await self.limit(Deed.FAIL, ip)
             if limited is not None:
                 return limited
         self._notice.tell(f"refused: {error.refusal.value}", ip)

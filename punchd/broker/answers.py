@@ -24,6 +24,7 @@ PUNCH_VERSION = "1.0.0"
 VERSION_HEADER = ("Punch-Version", PUNCH_VERSION)
 BUSY_S = 10  # Retry-After where nobody knows when there is room
 STOPPING_S = 1
+OK, DRAINING, UNAVAILABLE = "ok", "draining", "unavailable"  # of health
 
 
 class HttpCode(StrEnum):
@@ -117,6 +118,10 @@ def auth_failed(message: str, status: int = 401) -> Response:
     return error(status, HttpCode.AUTH_FAILED, message, fields)
 
 
+def not_found() -> Response:
+    return error(404, HttpCode.NOT_FOUND, "there is nothing of that name here; see /spec/openapi.json")
+
+
 def no_session() -> Response:
     return error(404, HttpCode.SESSION_NOT_FOUND, "no open session has this name")
 
@@ -125,11 +130,10 @@ def no_stream() -> Response:
     return error(404, HttpCode.STREAM_NOT_FOUND, "the session has no stream of this name")
 
 
-def health(*, is_draining: bool) -> Response:
-    value = {"status": "draining" if is_draining else "ok", "version": PUNCH_VERSION}
-    if is_draining:
-        return json_response(value, 503, (("Retry-After", str(STOPPING_S)),))
-    return json_response(value)
+def health(status: str) -> Response:
+    """`status` is OK, DRAINING or UNAVAILABLE."""
+    value = {"status": status, "version": PUNCH_VERSION}
+    return json_response(value) if status == OK else json_response(value, 503, (("Retry-After", str(STOPPING_S)),))
 
 
 def created(new: Created, base_url: str) -> Response:
@@ -138,6 +142,7 @@ def created(new: Created, base_url: str) -> Response:
         "session": plan.name,
         "token": new.admin_token,
         "url": f"{base_url}/s/{plan.name}",
+        "qr": f"{base_url}/s/{plan.name}/qr",
         "streams": list(plan.streams),
         "latency": plan.latency_ms,
         "ttl": (plan.expires_ms - plan.created_ms) // 1000,
@@ -150,7 +155,8 @@ def created(new: Created, base_url: str) -> Response:
     return json_response(value, 201, (("Location", f"/api/session/{plan.name}"),))
 
 
-def session(view: View, *, is_admin: bool) -> Response:
+def session(view: View, *, is_admin: bool, stream: str | None) -> Response:
+    """How a session is, for an admin or for a peer of `stream`, whose own tally it may see (C-26)."""
     value: dict[str, Any] = {
         "session": view.plan.name,
         **overview_members(view.overview),
@@ -163,6 +169,8 @@ def session(view: View, *, is_admin: bool) -> Response:
         value["tally"] = {name: light.value for name, light in view.tally.items()}
         if view.warnings:
             value["warnings"] = list(view.warnings)
+    elif stream is not None and stream in view.tally:
+        value["tally"] = {stream: view.tally[stream].value}
     return json_response(value)
 
 

@@ -9,6 +9,10 @@
     GET    /api/session/NAME/connect    any token; what to type into a tool
     GET    /api/ws/NAME?t=TOKEN         any token; the WebSocket
     GET    /spec/openapi.json, /spec/punch-messages.schema.json
+    GET    /                            the page to create a session
+    GET    /s/NAME                      the page of one; its token is in the address's fragment
+    GET    /s/NAME/qr                   that address as a QR code, with a token if the request has one
+    GET    /page/FILE                   what the pages are made of
 
 What is wrong is found in this order: too many requests of the source (429), no such route (404), wrong method (405),
 the token (401, 404, 403), the body (413, 415, 400), the thing itself. HEAD is answered as GET, OPTIONS with the methods
@@ -33,7 +37,8 @@ from punchd.broker.access import Access, bearer, source_ip
 from punchd.broker.answers import Dress, HttpCode
 from punchd.broker.clock import Clock
 from punchd.broker.messages import Direction
-from punchd.broker.names import MAX_PORT, MAX_TTL_S, MIN_LOCAL_PORT, MIN_TTL_S
+from punchd.broker.names import MAX_PORT, MAX_TTL_S, MIN_LOCAL_PORT, MIN_TTL_S, is_name
+from punchd.broker.page import WebPage, qr
 from punchd.broker.settings import Settings
 from punchd.broker.sockets import CLOSE_CODES, MAX_FRAME_BYTES, Sockets
 from punchd.broker.store import Match, NotCreated, Store
@@ -41,12 +46,13 @@ from punchd.broker.tokens import Grant, LimitError, Role, TokenError
 from punchd.broker.turnstile import Verdict, Verifier
 from punchd.broker.windows import Deed
 from punchd.endpoint import IPAddress
-from punchd.errors import DecodeError
+from punchd.errors import DecodeError, StoreError
 from punchd.web.messages import Answer, Request, Response, Upgrade, json_response
 from punchd.web.rate import source_key
 
 MAX_BODY_BYTES = 16_384  # §6.1
 _TURNSTILE_S = 5  # Retry-After when its service is away, C-39
+_HEALTH = "/api/health"
 _PORT = re.compile(r"[0-9]{1,5}")
 _ADMIN = Grant("", Role.ADMIN, None, 0)  # of routes that take no token
 
@@ -104,10 +110,11 @@ class Api:
         self._clock = clock
         self._verify = verify
         self._dress = Dress(settings)
+        self._page = WebPage(settings)
         self._proxies = frozenset(ip_address(text) for text in settings.trusted_proxies)
         any_token, admin = partial(_Act, needs_token=True), partial(_Act, needs_token=True, admin_only=True)
         table: tuple[tuple[str, Mapping[str, _Act]], ...] = (
-            ("/api/health", {"GET": _Act(self._health)}),
+            (_HEALTH, {"GET": _Act(self._health)}),
             ("/api/session", {"POST": _Act(self._create, Deed.CREATE)}),
             ("/api/session/{name}", {"GET": any_token(self._view), "DELETE": admin(self._close)}),
             ("/api/session/{name}/token", {"POST": admin(self._mint), "DELETE": admin(self._revoke)}),
@@ -115,6 +122,8 @@ class Api:
             ("/api/ws/{name}", {"GET": _Act(self._open, Deed.UPGRADE)}),
             ("/spec/openapi.json", {"GET": _Act(self._openapi)}),
             ("/spec/punch-messages.schema.json", {"GET": _Act(self._schema)}),
+            *((label, {"GET": _Act(self._web, Deed.PAGE)}) for label in ("/", "/s/{name}", "/page/{name}")),
+            ("/s/{name}/qr", {"GET": _Act(self._qr)}),
         )
         self.routes = tuple(
             Route(label, re.compile(re.escape(label).replace(r"\{name\}", "([^/]*)")), acts) for label, acts in table
@@ -123,7 +132,10 @@ class Api:
     async def __call__(self, request: Request) -> Answer:
         route = self._route(request.path)
         ip = source_ip(request, self._proxies)
-        answer = await self._answer(request, ip, route)
+        try:
+            answer = await self._answer(request, ip, route)
+        except StoreError:
+            answer = _away(is_health=route is not None and route.label == _HEALTH)
         fields = self._dress.fields(request, () if route is None else route.methods)
         return replace(answer, headers=(*answer.headers, *fields)) if isinstance(answer, Response | Upgrade) else answer
 
@@ -144,11 +156,11 @@ class Api:
             return answers.invalid("X-Forwarded-Proto: expected https, this server is served over TLS only")
         method = "GET" if request.method == "HEAD" else request.method
         act = None if route is None else route.acts.get(method)
-        limited = self._access.limit(Deed.REQUEST if act is None else act.deed, ip)
+        limited = await self._access.limit(Deed.REQUEST if act is None else act.deed, ip)
         if limited is not None:
             return limited
         if route is None:
-            return answers.error(404, HttpCode.NOT_FOUND, "there is nothing of that name here; see /spec/openapi.json")
+            return answers.not_found()
         allow = ("Allow", ", ".join(route.methods))
         if method == "OPTIONS":
             return Response(204, (allow, ("Cache-Control", "no-store")))
@@ -165,7 +177,9 @@ class Api:
     # --- about the server --------------------------------------------------------------------------------------------
 
     async def _health(self, _call: Call) -> Answer:
-        return answers.health(is_draining=self.is_draining)
+        if not self._store.is_healthy:
+            return _away(is_health=True)
+        return answers.health(answers.DRAINING if self.is_draining else answers.OK)
 
     async def _openapi(self, _call: Call) -> Answer:
         return json_response(openapi.document(self._settings.base_url))
@@ -173,6 +187,20 @@ class Api:
     async def _schema(self, _call: Call) -> Answer:
         fields = (("Content-Type", "application/schema+json"), ("Cache-Control", "no-store"))
         return Response(200, fields, openapi.SCHEMA_BYTES)
+
+    # --- the web page ------------------------------------------------------------------------------------------------
+
+    async def _web(self, call: Call) -> Answer:
+        return self._page.answer(call.request, call.name) or answers.not_found()
+
+    async def _qr(self, call: Call) -> Answer:
+        if not is_name(call.name):
+            return answers.not_found()
+        url, token = f"{self._settings.base_url}/s/{call.name}", bearer(call.request.headers)
+        if token is None:
+            return qr(url)
+        grant = await self._access.grant(token, call.name, call.ip)
+        return grant if isinstance(grant, Response) else qr(f"{url}#t={token}")
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -216,7 +244,7 @@ class Api:
         view = await self._store.view(call.name)
         if view is None:
             return answers.no_session()
-        return answers.session(view, is_admin=call.grant.role is Role.ADMIN)
+        return answers.session(view, is_admin=call.grant.role is Role.ADMIN, stream=call.grant.stream)
 
     async def _close(self, call: Call) -> Answer:
         if not await self._store.close(call.name):
@@ -277,13 +305,13 @@ class Api:
         if role not in (None, *Direction):
             return answers.invalid("role: expected sender or receiver")
         streams = view.plan.streams
-        stream = query.get("stream") or call.grant.stream or (streams[0] if len(streams) == 1 else None)
+        stream = query.get("stream", call.grant.stream or (streams[0] if len(streams) == 1 else None))
         if stream is None:
             return answers.invalid("stream: expected a name, since the session has several")
         try:
             tokens.check_stream(call.grant, stream)
         except TokenError as error:
-            return self._access.refuse(error, call.ip)
+            return await self._access.refuse(error, call.ip)
         if stream not in streams:
             return answers.no_stream()
         match = await self._store.match(call.name, stream)
@@ -321,12 +349,14 @@ class Api:
 
 def _which(call: Call, match: Match) -> int | Response:
     """The end that a connection string is asked for: an admin names it, a peer proves that it is its own."""
-    if call.grant.role is Role.ADMIN:
-        side = call.request.query.get("side", "a")
-        return ("a", "b").index(side) if side in ("a", "b") else answers.invalid("side: expected a or b")
-    port = call.request.query.get("port", "")
-    if not _PORT.fullmatch(port) or not MIN_LOCAL_PORT <= int(port) <= MAX_PORT:
+    side, port = call.request.query.get("side", "a"), call.request.query.get("port")
+    if side not in ("a", "b"):
+        return answers.invalid("side: expected a or b")
+    is_port = port is not None and _PORT.fullmatch(port) and MIN_LOCAL_PORT <= int(port) <= MAX_PORT
+    if not is_port and (port is not None or call.grant.role is not Role.ADMIN):
         return answers.invalid("port: expected the port that was registered")
+    if port is None or call.grant.role is Role.ADMIN:
+        return ("a", "b").index(side)
     for number, one in enumerate(match.sides):
         if (one.seen_ip, one.local_port) == (call.ip, int(port)):
             return number
@@ -357,6 +387,13 @@ def _object(request: Request) -> dict[str, Any] | Response:
 
 def _forwarded_proto(request: Request) -> str:
     return ",".join(request.headers.get_all("x-forwarded-proto")).rpartition(",")[2].strip().lower()
+
+
+def _away(*, is_health: bool) -> Response:
+    """The store does not answer."""
+    if is_health:
+        return answers.health(answers.UNAVAILABLE)
+    return answers.retry(503, HttpCode.SERVER_ERROR, "the server's store does not answer", answers.STOPPING_S)
 
 
 def _stopping() -> Response:

@@ -3,19 +3,20 @@
     format            local port                latency   remark
     url               port=                     ms        libsrt's own tools
     srt-live-transmit port=                     ms        the same in a command line, with UDP on the other side
-    gstreamer         localport=                ms        srtsink, srtsrc
+    gstreamer         localport=                ms        srtsink, srtsrc; without localaddress= they bind the remote
+                                                          address, which fails
     obs               the remote port's number  µs        its output binds that number whatever localport= says, and
                                                           IPv4 only; what it cannot do goes through a relay
     ffmpeg            none                      -         its rendezvous mode binds the remote address: a relay
     vmix              a field                   ms        fields to fill in
 
-A relay is srt-live-transmit between SRT and a UDP port of the host; the tool speaks MPEG-TS to that port. OBS receives
-with ffmpeg's code, so it takes a relay, too.
+A relay is srt-live-transmit between SRT and a UDP port of the host, on loopback so that nobody else can send to it; the
+tool speaks MPEG-TS to that port. OBS receives with ffmpeg's code, so it takes a relay, too.
 
 Passphrases are letters, digits, "-" and "_", which neither a URL nor a shell needs quoted; the whole is quoted for "&".
 
-Source: broker specification §6.2.6, C-08; seen in libsrt's srt-live-transmit, obs-studio's obs-ffmpeg-srt.h,
-ffmpeg's libavformat/libsrt.c. Pure.
+Source: broker specification §6.2.6, C-08; measured with srt-tools 1.5.1, GStreamer 1.22 and ffmpeg 5.1; seen in
+obs-studio's obs-ffmpeg-srt.h. Pure.
 """
 
 from __future__ import annotations
@@ -50,15 +51,22 @@ def _uri(end: End, local: str, latency: int) -> str:
     )
 
 
-def _url(end: End) -> str:
+def url(end: End) -> str:
+    """What libsrt's own tools take."""
     return _uri(end, f"port={end.local_port}", end.latency_ms)
+
+
+def gstreamer_uri(end: End) -> str:
+    """What srtsink and srtsrc take."""
+    anywhere = "0.0.0.0" if end.remote.ip.version == 4 else "::"  # noqa: S104 (what other tools bind, too)
+    return _uri(end, f"localaddress={anywhere}&localport={end.local_port}", end.latency_ms)
 
 
 def _relay(end: End) -> str:
     udp = f"udp://127.0.0.1:{RELAY_PORT}"
     if end.direction is Direction.SENDER:
-        return f'srt-live-transmit "udp://:{RELAY_PORT}" "{_url(end)}"'
-    return f'srt-live-transmit "{_url(end)}" "{udp}"'
+        return f'srt-live-transmit "{udp}" "{url(end)}"'
+    return f'srt-live-transmit "{url(end)}" "{udp}"'
 
 
 def _ffmpeg(end: End) -> str:
@@ -78,9 +86,9 @@ def _obs(end: End) -> str:
 
 
 def _gstreamer(end: End) -> str:
-    uri = f'uri="{_uri(end, f"localport={end.local_port}", end.latency_ms)}"'
+    uri = f'uri="{gstreamer_uri(end)}"'
     if end.direction is Direction.SENDER:
-        return f"gst-launch-1.0 filesrc location=INPUT ! tsparse set-timestamps=true ! srtsink {uri}"
+        return f"gst-launch-1.0 filesrc location=INPUT ! tsparse set-timestamps=true alignment=7 ! srtsink {uri}"
     return f"gst-launch-1.0 srtsrc {uri} ! filesink location=OUTPUT"
 
 
@@ -99,7 +107,7 @@ def _vmix(end: End) -> str:
 
 
 FORMATS: Mapping[str, Callable[[End], str]] = {
-    "url": _url,
+    "url": url,
     "srt-live-transmit": _relay,
     "gstreamer": _gstreamer,
     "obs": _obs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -30,6 +30,12 @@ class Counts:
     refused: Counter[Refusal] = field(default_factory=Counter)
     limited: Counter[Deed] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)  # by route
+
+    def count_matches(self, streams: Sequence[str], differing: Callable[[], Iterable[str]]) -> None:
+        """Both peers of each of these streams are told of each other; `differing` are those of two families."""
+        if streams:
+            self.matches += len(streams) // 2
+            self.family_mismatches += len({*streams} & {*differing()})
 
 
 class BrokerCollector(Collector):

@@ -16,6 +16,7 @@ from punchd.broker.connect import FORMATS
 from punchd.broker.names import (
     DEFAULT_LATENCY_MS,
     DEFAULT_TTL_S,
+    MAX_JSON_DEPTH,
     MAX_LATENCY_MS,
     MAX_PORT,
     MAX_STREAMS,
@@ -25,6 +26,7 @@ from punchd.broker.names import (
     MIN_LOCAL_PORT,
     MIN_TTL_S,
 )
+from punchd.broker.page import HTML, KINDS
 
 SCHEMA_BYTES = (files("punchd.broker") / "punch-messages.schema.json").read_bytes()
 
@@ -57,11 +59,12 @@ def document(base_url: str) -> dict[str, Any]:
         "info": {
             "title": "Punch HTTP API",
             "version": PUNCH_VERSION,
-            "description": "Sessions for SRT: producers create them, peers meet over a WebSocket.",
+            "description": "Sessions for SRT: producers create them, peers meet over a WebSocket. Bodies are I-JSON "
+            f"(RFC 7493), nested at most {MAX_JSON_DEPTH} deep; whole numbers beyond 2^53 are refused in any member.",
         },
         "servers": [{"url": base_url}],
         "security": [{"bearer": []}],
-        "tags": [{"name": name} for name in ("health", "session", "connect", "spec")],
+        "tags": [{"name": name} for name in ("health", "session", "connect", "ui", "spec")],
         "paths": _paths(),
         "components": {
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "punch"}},
@@ -71,6 +74,8 @@ def document(base_url: str) -> dict[str, Any]:
                 "Allow": {"required": True, "schema": _TEXT},
                 "WWW-Authenticate": {"required": True, "schema": _TEXT},
                 "Location": {"required": True, "schema": _TEXT},
+                "Content-Security-Policy": {"required": True, "schema": _TEXT},
+                "ETag": {"required": True, "schema": _TEXT},
             },
             "schemas": _schemas(),
         },
@@ -79,7 +84,10 @@ def document(base_url: str) -> dict[str, Any]:
 
 def _paths() -> dict[str, Any]:
     name = {"name": "name", "in": "path", "required": True, "schema": _ref("Name")}
-    health = {"200": _answer("The server serves", "Health"), "503": _answer("It stops soon", "Health", "Retry-After")}
+    health = {
+        "200": _answer("The server serves", "Health"),
+        "503": _answer("It stops soon, or its store does not answer", "Health", "Retry-After"),
+    }
     minted = {"201": _answer("A token for a peer", "Minted")}
     paths: dict[str, Any] = {
         "/api/health": {
@@ -131,6 +139,27 @@ def _paths() -> dict[str, Any]:
                 400, 401, 403, 404, 426, 429, 503, is_open=True, query={"t": _TOKEN},
             ),
         },
+        "/": {"get": _operation("getCreatePage", "ui", {"200": _page("Creates a session")}, 429, is_open=True)},
+        "/s/{name}": {
+            "parameters": [name],
+            "get": _operation(
+                "getSessionPage", "ui", {"200": _page("The page of a session")}, 404, 429, is_open=True,
+                query={"t": _TEXT},
+            ),
+        },
+        "/s/{name}/qr": {
+            "parameters": [name],
+            "get": _operation(
+                "getQrCode", "ui",
+                {"200": _answer("The page's address, with the token of the request", "Text", kind=KINDS["svg"])},
+                401, 404, 429,
+            ) | {"security": [{}, {"bearer": []}]},
+        },
+        "/page/{name}": {
+            "parameters": [name],
+            "x-punch-ext": True,
+            "get": _operation("getPageFile", "ui", _file(), 404, 429, is_open=True),
+        },
         "/spec/openapi.json": {
             "get": _operation("getOpenapi", "spec", {"200": _answer("This document", "Any")}, 429, is_open=True)
         },
@@ -142,6 +171,16 @@ def _paths() -> dict[str, Any]:
         },
     }  # fmt: skip
     return paths
+
+
+def _file() -> dict[str, Any]:
+    good = _empty("A script, a style or a picture of the page", "ETag")
+    content = {kind: {"schema": _ref("Text")} for kind in KINDS.values()}
+    return {"200": {**good, "content": content}, "304": _empty("It is as it was", "ETag")}
+
+
+def _page(words: str) -> dict[str, Any]:
+    return _answer(words, "Text", "Content-Security-Policy", kind=HTML)
 
 
 def _operation(
@@ -160,7 +199,8 @@ def _operation(
         found["parameters"] = [{"name": one, "in": "query", "schema": schema} for one, schema in query.items()]
     if body is not None:
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
-    answers = {str(status): _error(status) for status in (*bad, 405)}
+    away = (503,) if 429 in bad and "503" not in good else ()  # whoever counts requests may have to ask a store
+    answers = {str(status): _error(status) for status in (*bad, 405, *away)}
     found["responses"] = {**good, **answers, "default": _answer("Not even understood", "Error")}
     return found
 
@@ -207,8 +247,9 @@ def _schemas() -> dict[str, Any]:
     return {
         "Name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
         "Any": {"type": "object"},
+        "Text": _TEXT,
         "Error": _object(error=codes, code=codes, message=_TEXT),
-        "Health": _object(status={"enum": ["ok", "draining"]}, version={"const": PUNCH_VERSION}),
+        "Health": _object(status={"enum": ["ok", "draining", "unavailable"]}, version={"const": PUNCH_VERSION}),
         "CreateSession": {
             "type": "object",
             "required": ["name"],
@@ -221,8 +262,8 @@ def _schemas() -> dict[str, Any]:
             },
         },
         "Created": _object(
-            session=_ref("Name"), token=_TOKEN, url=_TEXT, streams=streams, ttl=ttl, state={"const": "WAITING"},
-            peerTokens=_map(_TOKEN), ws=_TEXT, **plan,
+            session=_ref("Name"), token=_TOKEN, url=_TEXT, qr=_TEXT, streams=streams, ttl=ttl,
+            state={"const": "WAITING"}, peerTokens=_map(_TOKEN), ws=_TEXT, **plan,
         ),
         "Session": session,
         "Closed": _object(session=_ref("Name"), state={"const": "CLOSED"}),

@@ -49,6 +49,10 @@ class Passphrases:
         """
         return self._by_stream[stream]
 
+    def to_plain(self) -> dict[str, str]:
+        """By stream; only for what is sealed at once (`redis_codec.py`)."""
+        return dict(self._by_stream)
+
     def forget(self) -> None:
         """The session is over."""
         self._by_stream.clear()

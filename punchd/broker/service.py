@@ -2,7 +2,7 @@
 
 `open_sockets` blocks and belongs before the event loop; `Broker.serve` runs until it is told to stop. Then health says
 503 and nothing new is begun, for as long as `drain-seconds`; after that WebSockets hear why and are closed with 1011,
-and HTTP takes its leave in at most 2 s.
+and HTTP takes its leave in at most 2 s, and so does the store, if it is shared.
 
 What is logged, §10: the access log with method, route, status, time and size, never a path or a query; names of
 sessions at debug; addresses only by `punchd.security`, for who was refused or limited. No token, passphrase, secret,
@@ -13,8 +13,8 @@ Source: broker specification §8 to §10.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -34,17 +34,21 @@ from punchd.broker.clock import Clock
 from punchd.broker.metrics import PREFIX, BrokerCollector, Counts
 from punchd.broker.secret import Secret
 from punchd.broker.sessions import Sessions
-from punchd.broker.settings import Settings, check_plain
+from punchd.broker.settings import MEMORY, Settings, check_plain
 from punchd.broker.sockets import Sockets
+from punchd.broker.store import Store
 from punchd.broker.turnstile import Turnstile, Verifier
-from punchd.broker.windows import LocalRates
+from punchd.broker.windows import LocalRates, Rates
 from punchd.endpoint import Endpoint
+from punchd.errors import ConfigError, StoreError
+from punchd.redis import url as redis_url
 from punchd.web import limits as web_limits
 from punchd.web import listen
 from punchd.web.messages import Answer, Handler, Request, Response
 from punchd.web.metrics import WebCollector, metrics_handler
 from punchd.web.server import WebServer
 
+_FINISH_S = 2.0  # for a store that others share to hear of the end
 _BODY_BYTES = 65_536  # that the shell reads, so that the API may say 413 after 429
 
 log = logging.getLogger("punchd.broker")
@@ -110,11 +114,9 @@ class Broker:
         self._drain_s = limits.drain_seconds
         self._agenda, self.counts = Agenda(), Counts()
         clock = Clock(wall)
-        self.sessions = Sessions(settings, secret, clock, self._agenda, self.counts)
-        prefix = f"{secrets.token_hex(6)}-"
-        self.sockets = Sockets(self.sessions, limits, clock, self._agenda, self.counts, prefix=prefix)
+        self.sessions, rates = _open_store(settings, secret, clock, self._agenda, self.counts)
+        self.sockets = Sockets(self.sessions, limits, clock, self._agenda, self.counts)
         notice = Notice(settings.log_addresses, clock)
-        rates = LocalRates(limits)
         access = Access(self.sessions, secret, rates, clock, counts=self.counts, notice=notice)
         if verify is None and settings.turnstile_secret is not None:
             verify = Turnstile(settings.turnstile_secret)
@@ -149,6 +151,8 @@ class Broker:
             systemd.notify("READY=1")
             log.info("serving %s", listening.places)
             await self.web.serve(listening.http, web_stop)
+            with trio.move_on_after(_FINISH_S), contextlib.suppress(StoreError):
+                await self.sessions.finish()
             nursery.cancel_scope.cancel()
 
     async def _drain(self, stop: trio.Event, web_stop: trio.Event) -> None:
@@ -157,6 +161,32 @@ class Broker:
         await trio.sleep(self._drain_s)
         self.sockets.stop()
         web_stop.set()
+
+
+def check_store(settings: Settings) -> None:
+    """Whether the store that the settings name can be had.
+
+    Raises:
+        ConfigError: it takes what is not installed.
+    """
+    if settings.store != MEMORY:
+        try:
+            import punchd.broker.redis_sessions  # noqa: F401 (a tenth of a second, and an extra)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"store: expected the extra `redis`: pip install 'punchd[redis]' ({error})") from None
+
+
+def _open_store(
+    settings: Settings, secret: Secret, clock: Clock, agenda: Agenda, counts: Counts
+) -> tuple[Store, Rates]:
+    if settings.store == MEMORY:
+        return Sessions(settings, secret, clock, agenda, counts), LocalRates(settings.limits)
+    from punchd.broker.redis_rates import RedisRates
+    from punchd.broker.redis_sessions import RedisSessions
+
+    place = redis_url.parse(settings.store, "store")
+    shared = RedisSessions(place, settings, secret, clock=clock, agenda=agenda, counts=counts)
+    return shared, RedisRates(shared.instance, shared.changes, settings.limits)
 
 
 def _observed(api: Api, counts: Counts) -> Handler:

@@ -88,7 +88,7 @@ ENDINGS: Mapping[Cue, tuple[Reason, CloseCode]] = {
     Cue.EXPIRED: (Reason.TTL_EXPIRED, CloseCode.NORMAL),
     Cue.FAILED: (Reason.ERROR, CloseCode.ERROR),
 }
-_REVOKED = (ErrorMessage(ErrorCode.AUTH_FAILED, "the token was revoked"), CloseCode.NORMAL)
+REVOKED = (ErrorMessage(ErrorCode.AUTH_FAILED, "the token was revoked"), CloseCode.NORMAL)
 
 
 class Session:
@@ -182,7 +182,7 @@ class Session:
                     claim.awaiting.discard(connection)
             case Revoked(token):
                 revoked = [member.connection for member in self.facts.members.values() if member.token == token]
-                actions = [action for connection in revoked for action in drop(self.facts, connection, *_REVOKED)]
+                actions = [action for connection in revoked for action in drop(self.facts, connection, *REVOKED)]
             case Deleted():
                 return self._end(Cue.DELETED)
             case Failed():

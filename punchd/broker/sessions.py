@@ -20,7 +20,7 @@ from math import inf
 
 import trio
 
-from punchd.broker import server_messages, tokens
+from punchd.broker import server_messages
 from punchd.broker.agenda import Agenda
 from punchd.broker.clock import CHECK_S, Clock
 from punchd.broker.creation import Creation
@@ -53,9 +53,9 @@ from punchd.broker.server_messages import (
     Reason,
     SessionClosed,
 )
-from punchd.broker.session import Session
+from punchd.broker.session import REVOKED, Session
 from punchd.broker.settings import Settings
-from punchd.broker.store import Created, Match, NotCreated, Outlet, Side, View
+from punchd.broker.store import Created, Match, NotCreated, Outlet, View, first_tokens, match_of, view_of
 from punchd.broker.tokens import Grant, Ledger, Role
 
 _BUG = ErrorMessage(ErrorCode.SERVER_ERROR, "internal error")
@@ -103,6 +103,8 @@ class Sessions:
         self._live: dict[str, Live] = {}
         self._former: dict[str, frozenset[tuple[str | None, int]]] = {}  # see tokens.Ledger; the oldest name first
         self._sources: Counter[bytes] = Counter()
+        self.prefix = f"{secrets.token_hex(6)}-"
+        self.is_healthy = True
 
     def __len__(self) -> int:
         return len(self._live)
@@ -115,6 +117,9 @@ class Sessions:
                 log.warning("the wall clock was set anew; sessions end by the new time")
                 for live in self._live.values():
                     self._agenda.look(live)
+
+    async def finish(self) -> None:
+        """See `Store`: everything takes place at once."""
 
     # --- what the API asks -------------------------------------------------------------------------------------------
 
@@ -129,12 +134,8 @@ class Sessions:
         if known is not None:
             return NotCreated.EXISTS
         plan = creation.plan(self._clock.now_ms())
-        ledger, exp = Ledger(former=self._former.pop(plan.name, frozenset())), tokens.expiry(plan.expires_ms)
-        admin_token, _ = ledger.mint(self._secret.keys, Grant(plan.name, Role.ADMIN, None, exp))
-        peer_tokens = {
-            stream: ledger.mint(self._secret.keys, Grant(plan.name, Role.PEER, stream, exp))[0]
-            for stream in plan.streams
-        }
+        former = self._former.pop(plan.name, frozenset())
+        ledger, admin_token, peer_tokens = first_tokens(self._secret.keys, plan, former)
         passphrases = Passphrases.draw(plan.streams, self._scope, secrets.token_bytes)
         session = Session(plan, self._policy)
         live = Live(session, ledger, passphrases, source, self._clock, lambda one: self._do(one, None))
@@ -153,28 +154,12 @@ class Sessions:
     async def view(self, name: str) -> View | None:
         """See `Store`."""
         live = self._find(name)
-        if live is None:
-            return None
-        session = live.session
-        return View(
-            session.plan,
-            session.overview(),
-            session.health_entries(self._clock.now_ms()),
-            {stream: one.tally for stream, one in session.facts.streams.items()},
-            ("family_mismatch",) if session.differing_families() else (),
-        )
+        return None if live is None else view_of(live.session, self._clock.now_ms())
 
     async def match(self, name: str, stream: str) -> Match | None:
         """See `Store`."""
         live = self._find(name)
-        pair = None if live is None else live.session.pair(stream)
-        if live is None or pair is None:
-            return None
-        one, other = (
-            Side(mine.ip, mine.register.port, mine.register.role, others.endpoint)
-            for mine, others in (pair, pair[::-1])
-        )
-        return Match((one, other), live.session.plan.latency_ms, live.passphrases.of(stream))
+        return None if live is None else match_of(live.session, live.passphrases, stream)
 
     async def mint(self, name: str, stream: str, exp: int) -> tuple[str, Grant] | None:
         """See `Store`."""
@@ -210,14 +195,20 @@ class Sessions:
             outlet.deliver(server_messages.encode(SessionClosed(Reason.TTL_EXPIRED)))
             outlet.close(CloseCode.NORMAL)
             return
+        if bytes.fromhex(event.token) not in live.ledger.live:
+            error, code = REVOKED
+            outlet.deliver(server_messages.encode(error), error.code)
+            outlet.close(code)
+            return
         live.outlets[event.connection] = outlet
         self._do(live, event)
 
-    async def hear(self, name: str, connection: str, message: ClientMessage) -> None:
+    async def hear(self, name: str, connection: str, message: ClientMessage) -> bool:
         """See `Store`."""
         live = self._holding(name, connection)
         if live is not None:
             self._do(live, Received(connection, message))
+        return True
 
     def answered(self, name: str, connection: str) -> None:
         """See `Store`."""
@@ -313,9 +304,7 @@ class Sessions:
 
     def _count(self, live: Live, actions: list[Action]) -> None:
         told = [one.message.stream for one in actions if isinstance(one, Send) and isinstance(one.message, PeerInfo)]
-        if told:
-            self._counts.matches += len(told) // 2
-            self._counts.family_mismatches += len({*told} & {*live.session.differing_families()})
+        self._counts.count_matches(told, live.session.differing_families)
 
     def _forget(self, live: Live, reason: Reason) -> None:
         name = live.session.plan.name

@@ -19,10 +19,11 @@ from punchd.broker.passphrases import Scope
 from punchd.broker.state import Policy
 from punchd.errors import ConfigError
 from punchd.knobs import knob
+from punchd.redis import url as redis_url
 
 LISTEN = ("*:8787",)  # the port of the reference implementation's development server
 METRICS = ("127.0.0.1:8788",)
-MEMORY = "memory"
+MEMORY = redis_url.MEMORY
 ANY_ORIGIN = "*"
 TALLY_FROM = ("admin", "admin+receiver")
 LOG_ADDRESSES = ("full", "truncated", "none")
@@ -31,7 +32,6 @@ _PLACES = ("listen", "metrics")
 _PATHS = ("tls_cert", "tls_key", "secret_file", "security_log")
 _SWITCHES = ("insecure_dev", "behind_tls_proxy", "admin_may_register")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "store": (MEMORY,),
     "reported_endpoint": tuple(one.value for one in Reported),
     "tally_from": TALLY_FROM,
     "passphrase_scope": tuple(one.value for one in Scope),
@@ -39,6 +39,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "log_level": knobs.LOG_LEVELS,
     "log_format": knobs.LOG_FORMATS,
 }
+_SITE_KEY = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,255}")
 _PUBLIC_URL = re.compile(r"(https?)://(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
@@ -53,6 +54,7 @@ class Limits:
     creations_per_minute: int = knob(10, "sessions created a minute and source", 1, 10**6)
     upgrades_per_minute: int = knob(30, "WebSockets opened a minute and source", 1, 10**6)
     requests_per_minute: int = knob(120, "other HTTP requests a minute and source", 1, 10**6)
+    pages_per_minute: int = knob(600, "pages and files of the web page fetched a minute and source", 1, 10**6)
     failed_authentications_per_minute: int = knob(
         30, "refused tokens a minute and source; beyond, 429 in place of 401", 1, 10**6
     )
@@ -118,7 +120,9 @@ class Settings:
         None,
         "what tokens are signed with, mode 0600, a secret a line; read again on SIGHUP; none: a new one",
     )
-    store: str = knob(MEMORY, "where sessions are kept: memory")
+    store: str = knob(
+        MEMORY, "memory, or the URL of a Redis that servers share: redis://HOST:PORT/NUMBER, rediss://, unix://"
+    )
     metrics: tuple[str, ...] = knob(METRICS, "where /metrics is served, HOST:PORT; none without")
     cors_origins: tuple[str, ...] = knob((), "origins whose pages may call the API from a browser; `*` is every one")
     turnstile_secret: str | None = field(
@@ -129,6 +133,9 @@ class Settings:
             "least": None,
             "most": None,
         },
+    )
+    turnstile_site_key: str | None = knob(
+        None, "the public key that goes with turnstile-secret; without it the web page cannot create sessions then"
     )
     reported_endpoint: str = knob("off", "how much of meta.punch is believed: off, port, or ip for both")
     admin_may_register: bool = knob(True, "an admin token may register as a peer, too")
@@ -205,6 +212,8 @@ def check(settings: Settings) -> None:
             "behind-tls-proxy: expected the proxy's address in trusted-proxies, since peers are told each other's "
             "addresses as X-Forwarded-For has them"
         )
+    if settings.store != MEMORY and settings.secret_file is None:
+        raise ConfigError("store: expected a secret-file, the same on all servers, since it seals what Redis keeps")
     if settings.public_url is None and not settings.insecure_dev:
         raise ConfigError("public-url: expected https://HOST, which is what clients are told, got none")
     if (settings.public_url or "https:").startswith("http:") and not settings.insecure_dev:
@@ -241,11 +250,17 @@ def _value(attribute: str, value: Any, where: str) -> Any:
     match attribute:
         case "trusted_proxies":
             return tuple(knobs.ip(text, where) for text in knobs.strings(value, where))
+        case "store":
+            return redis_url.choice(value, where)
         case "cors_origins":
             return tuple(_origin(text, where) for text in knobs.strings(value, where))
         case "turnstile_secret":
             if not isinstance(value, str) or not value:
                 raise ConfigError(f"{where}: expected text")
+            return value
+        case "turnstile_site_key":
+            if not isinstance(value, str) or not _SITE_KEY.fullmatch(value):
+                raise ConfigError(f"{where}: expected letters, digits, '-', '_' and '.', got {knobs.shown(value)}")
             return value
         case _:
             return _public_url(value, where)

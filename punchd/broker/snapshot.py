@@ -5,7 +5,6 @@ Holds addresses and `meta`; no passphrase, no token. Whoever keeps it decides fo
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
 from ipaddress import ip_address
 from typing import Any
 
@@ -52,7 +51,7 @@ def load(plain: dict[str, Any]) -> Facts:
 
 def dump_plan(plan: Plan) -> dict[str, Any]:
     """What a session was made with, likewise."""
-    return {**asdict(plan), "streams": list(plan.streams)}
+    return {**_flat(plan), "streams": list(plan.streams)}
 
 
 def load_plan(plain: dict[str, Any]) -> Plan:
@@ -77,7 +76,7 @@ def _dump_slot(slot: Slot) -> dict[str, Any]:
         "register": _dump_register(slot.register),
         "is_ready": slot.is_ready,
         "srt": None if slot.srt is None else slot.srt.value,
-        "health": None if slot.health is None else asdict(slot.health),
+        "health": None if slot.health is None else _flat(slot.health),
     }
 
 
@@ -95,8 +94,7 @@ def _load_slot(plain: dict[str, Any]) -> Slot:
 
 
 def _dump_member(member: Member) -> dict[str, Any]:
-    plain = {one.name: getattr(member, one.name) for one in fields(member)}
-    return {**plain, "role": member.role.value, "ip": str(member.ip)}
+    return {**_flat(member), "role": member.role.value, "ip": str(member.ip)}
 
 
 def _load_member(plain: dict[str, Any]) -> Member:
@@ -117,8 +115,14 @@ def _load_claim(plain: dict[str, Any]) -> Claim:
 
 
 def _dump_register(register: Register) -> dict[str, Any]:
-    return {**asdict(register), "role": None if register.role is None else register.role.value}
+    return {**_flat(register), "role": None if register.role is None else register.role.value}
 
 
 def _load_register(plain: dict[str, Any]) -> Register:
     return Register(**{**plain, "role": None if plain["role"] is None else Direction(plain["role"])})
+
+
+def _flat(value: Any) -> dict[str, Any]:
+    """The fields of a slotted dataclass whose values are plain; `dataclasses.asdict` copies them deeply, for a third of
+    the time that a change takes."""
+    return {name: getattr(value, name) for name in value.__slots__}

@@ -46,22 +46,16 @@ log = logging.getLogger(__name__)
 
 
 class Sockets:
-    """All conversations.
+    """All conversations."""
 
-    Args:
-        prefix: makes the ids of this process's connections its own.
-    """
-
-    def __init__(
-        self, store: Store, limits: Limits, clock: Clock, agenda: Agenda, counts: Counts, *, prefix: str = ""
-    ) -> None:
+    def __init__(self, store: Store, limits: Limits, clock: Clock, agenda: Agenda, counts: Counts) -> None:
         self.store = store
         self.limits = limits
         self.clock = clock
         self.agenda = agenda
         self.counts = counts
         self.rates = Limiter(limits.messages_per_second, limits.message_burst, limits.sources)
-        self._ids = (f"{prefix}{number}" for number in count(1))
+        self._numbers = count(1)
         self._lines: set[Line] = set()
         self._sources: Counter[bytes] = Counter()
         self._is_stopping = False
@@ -75,7 +69,7 @@ class Sockets:
 
     async def converse(self, socket: WebSocket, grant: Grant, digest: bytes, ip: IPAddress) -> None:
         """Hold one conversation, with a token that was found good."""
-        line = Line(self, socket, grant, digest, next(self._ids))
+        line = Line(self, socket, grant, digest, f"{self.store.prefix}{next(self._numbers)}")
         source = source_key(ip)
         self._lines.add(line)
         self._sources[source] += 1
@@ -146,9 +140,7 @@ class Line:
                 self._drop(now)
             return
         if place.rates.allow(self._digest, now):
-            self._drop(now)
-            if self._conduct.may_notice(now):
-                self._queue(_invalid(f"rate limit: {place.limits.messages_per_second} messages a second"))
+            self._limit(now)
             return
         try:
             message = messages.decode(frame)
@@ -157,7 +149,14 @@ class Line:
             return
         if not isinstance(message, KeepAlive):
             place.counts.messages[type(message).__name__.lower()] += 1
-            await place.store.hear(self._grant.session, self.id, message)
+            if not await place.store.hear(self._grant.session, self.id, message):
+                self._limit(place.clock.now())
+
+    def _limit(self, now: float) -> None:
+        """The token says too much."""
+        self._drop(now)
+        if self._conduct.may_notice(now):
+            self._queue(_invalid(f"rate limit: {self._place.limits.messages_per_second} messages a second"))
 
     def _drop(self, now: float) -> None:
         self._place.counts.dropped += 1

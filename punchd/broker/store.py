@@ -1,7 +1,11 @@
-"""What the broker keeps, as its HTTP and WebSocket sides see it. `sessions.py` keeps it in this process.
+"""What the broker keeps, as its HTTP and WebSocket sides see it. `sessions.py` keeps it in this process,
+`redis_sessions.py` where several servers share it.
 
 Everything that may have to ask another process is async; a store that knows the answer gives it without a checkpoint.
 What a session has to say reaches a connection through its `Outlet`, in the order in which the session said it.
+
+Errors: where others have to be asked, what HTTP asks raises StoreError if they do not answer; what connections do
+waits, and closes them if that lasts.
 
 Cancellation: a call that is cancelled either took place as a whole or not at all.
 """
@@ -13,13 +17,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from punchd.broker import tokens
 from punchd.broker.creation import Creation
 from punchd.broker.health import HealthEntry
 from punchd.broker.messages import ClientMessage, Direction, Light
 from punchd.broker.moves import Connected
+from punchd.broker.passphrases import Passphrases
 from punchd.broker.server_messages import CloseCode, ErrorCode, Overview
+from punchd.broker.session import Session
 from punchd.broker.state import Plan
-from punchd.broker.tokens import Grant
+from punchd.broker.tokens import Grant, Keys, Ledger, Role
 from punchd.endpoint import Endpoint, IPAddress
 
 
@@ -134,11 +141,11 @@ class Store(Protocol):
         ...
 
     async def enter(self, name: str, event: Connected, outlet: Outlet) -> None:
-        """A connection was opened. If the session is gone, it is told and closed."""
+        """A connection was opened. If the session is gone, or its token no good any more, it is told and closed."""
         ...
 
-    async def hear(self, name: str, connection: str, message: ClientMessage) -> None:
-        """A connection said something."""
+    async def hear(self, name: str, connection: str, message: ClientMessage) -> bool:
+        """A connection said something. False if its token says too much, over all servers: then it was dropped."""
         ...
 
     def answered(self, name: str, connection: str) -> None:
@@ -149,6 +156,56 @@ class Store(Protocol):
         """A connection is gone, or was given up: nothing reaches its outlet any more. Does not wait."""
         ...
 
+    @property
+    def prefix(self) -> str:
+        """What names of connections that are opened now begin with: nobody else's do."""
+        ...
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it answers."""
+        ...
+
+    def __len__(self) -> int:
+        """Sessions that are open, of all servers; for metrics."""
+        ...
+
     async def run(self) -> None:
         """What is to be done in the background, until cancelled."""
         ...
+
+    async def finish(self) -> None:
+        """All connections are gone; until that has taken place. The caller cancels it when it takes too long."""
+        ...
+
+
+def first_tokens(
+    keys: Keys, plan: Plan, former: frozenset[tuple[str | None, int]]
+) -> tuple[Ledger, str, dict[str, str]]:
+    """A new session's ledger, its admin's token, and one for each stream."""
+    ledger, exp = Ledger(former=former), tokens.expiry(plan.expires_ms)
+    admin_token, _ = ledger.mint(keys, Grant(plan.name, Role.ADMIN, None, exp))
+    peer_tokens = {stream: ledger.mint(keys, Grant(plan.name, Role.PEER, stream, exp))[0] for stream in plan.streams}
+    return ledger, admin_token, peer_tokens
+
+
+def view_of(session: Session, now_ms: int) -> View:
+    """What may be known of a session."""
+    return View(
+        session.plan,
+        session.overview(),
+        session.health_entries(now_ms),
+        {stream: one.tally for stream, one in session.facts.streams.items()},
+        ("family_mismatch",) if session.differing_families() else (),
+    )
+
+
+def match_of(session: Session, passphrases: Passphrases, stream: str) -> Match | None:
+    """The peers of a stream."""
+    pair = session.pair(stream)
+    if pair is None:
+        return None
+    one, other = (
+        Side(mine.ip, mine.register.port, mine.register.role, others.endpoint) for mine, others in (pair, pair[::-1])
+    )
+    return Match((one, other), session.plan.latency_ms, passphrases.of(stream))

@@ -126,6 +126,13 @@ class Keys:
         matches = [hmac.compare_digest(hmac.digest(key, payload, "sha256"), signature) for key in self._keys]
         return any(matches)
 
+    def derived(self, purpose: bytes) -> tuple[bytes, ...]:
+        """A key of 32 bytes for another purpose from each secret: HKDF-SHA256 without salt (RFC 5869)."""
+        return tuple(
+            hmac.digest(hmac.digest(bytes(_SIGNATURE_BYTES), key, "sha256"), purpose + b"\x01", "sha256")
+            for key in self._keys
+        )
+
 
 def digest(token: str) -> bytes:
     """What a session remembers of a token: its SHA-256."""

@@ -29,6 +29,7 @@ class Deed(Enum):
     CREATE = "create"
     UPGRADE = "upgrade"
     REQUEST = "request"
+    PAGE = "page"
     FAIL = "failed authentication"
 
 
@@ -50,7 +51,7 @@ class Window:
         """Count an event; 0 if it is allowed, else in how many seconds one will be."""
         self._forget(now)
         times = self._times.pop(key, None) or deque()
-        while times and now - times[0] >= self._period_s:
+        while times and times[0] + self._period_s <= now:  # not `now - …`: what is left is to be more than nothing
             times.popleft()
         self._times[key] = times  # to the end: the order is that of the last event
         if len(times) >= self._most:
@@ -61,15 +62,26 @@ class Window:
     def _forget(self, now: float) -> None:
         while self._times:
             oldest = next(iter(self._times))
-            if len(self._times) < self._size and now - self._times[oldest][-1] < self._period_s:
+            if len(self._times) < self._size and now < self._times[oldest][-1] + self._period_s:
                 return
             del self._times[oldest]
+
+
+def most_a_minute(limits: Limits) -> dict[Deed, int]:
+    """What a source may do."""
+    return {
+        Deed.CREATE: limits.creations_per_minute,
+        Deed.UPGRADE: limits.upgrades_per_minute,
+        Deed.REQUEST: limits.requests_per_minute,
+        Deed.PAGE: limits.pages_per_minute,
+        Deed.FAIL: limits.failed_authentications_per_minute,
+    }
 
 
 class Rates(Protocol):
     """Who counts deeds by source."""
 
-    def allow(self, deed: Deed, source: bytes, now: float) -> float:
+    async def allow(self, deed: Deed, source: bytes, now: float) -> float:
         """Count a deed of a source; 0 if it is allowed, else in how many seconds one will be."""
         ...
 
@@ -78,14 +90,9 @@ class LocalRates:
     """Counts in this process."""
 
     def __init__(self, limits: Limits) -> None:
-        numbers = {
-            Deed.CREATE: limits.creations_per_minute,
-            Deed.UPGRADE: limits.upgrades_per_minute,
-            Deed.REQUEST: limits.requests_per_minute,
-            Deed.FAIL: limits.failed_authentications_per_minute,
-        }
-        self._windows = {deed: Window(most, MINUTE_S, limits.sources) for deed, most in numbers.items()}
+        numbers = most_a_minute(limits).items()
+        self._windows = {deed: Window(most, MINUTE_S, limits.sources) for deed, most in numbers}
 
-    def allow(self, deed: Deed, source: bytes, now: float) -> float:
-        """See `Rates`."""
+    async def allow(self, deed: Deed, source: bytes, now: float) -> float:
+        """See `Rates`. Without a checkpoint."""
         return self._windows[deed].allow(source, now)

@@ -50,7 +50,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--insecure-dev", **switch, help="plain HTTP on loopback, to try it on one host")
     parser.add_argument("--secret-file", metavar="FILE", help="what tokens are signed with, mode 0600; a secret a line")
     parser.add_argument("--public-url", metavar="URL", help="what clients call it: https://HOST or https://HOST:PORT")
-    parser.add_argument("--store", metavar="URL", help="memory (default: memory)")
+    parser.add_argument("--store", metavar="URL", help="memory, or a Redis: redis://… (default: memory)")
     parser.add_argument("--metrics", **server.PLACE, help="serve /metrics there, repeatable (default: 127.0.0.1:8788)")
     server.add_last_options(parser)
     return parser
@@ -81,6 +81,9 @@ def _main(given: argparse.Namespace) -> int:
         chosen = settings(given)
         certificate = server.certificate_of(chosen.tls_cert, chosen.tls_key)
         secret = Secret(None if chosen.secret_file is None else Path(chosen.secret_file))
+        from punchd.broker.service import check_store
+
+        check_store(chosen)
         if given.check_config:
             print("punchd-broker: the settings are right")
             return 0
@@ -139,7 +142,9 @@ async def _serve(chosen: Settings, listening: Listening, certificate: Certificat
         # READY means that a signal is heard, too
         await nursery.start(partial(server.hear_signals, stop, partial(_reload, certificate, secret), log))
         nursery.start_soon(systemd.heartbeat)
-        await service.Broker(chosen, secret, certificate=certificate).serve(listening, stop)
+        broker = service.Broker(chosen, secret, certificate=certificate)
+        server.settle_memory()
+        await broker.serve(listening, stop)
         nursery.cancel_scope.cancel()
 
 

@@ -7,9 +7,6 @@ has been found to be right.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -18,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from punchd import __version__
 from punchd.cli import process
-from punchd.cli.process import Parser, one_line, signals_wait
-from punchd.errors import ConfigError, PunchdError
+from punchd.cli.process import Parser
+from punchd.cli.tool import add_meeting, meeting_settings, print_line, run, write_news
+from punchd.errors import ConfigError
 from punchd.punch import keys, settings
 from punchd.punch.news import News
 from punchd.punch.outcomes import EndedError, Exit
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from punchd.punch.listener import Listener
     from punchd.punch.settings import Settings
     from punchd.rendezvous.identity import Identity
-
-ENDING = {signal.SIGINT: Exit.INTERRUPTED, signal.SIGTERM: Exit.TERMINATED, signal.SIGHUP: Exit.HUNG_UP}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -59,6 +55,9 @@ def arguments() -> argparse.ArgumentParser:
     connect.add_argument("--as", dest="name", metavar="NAME", default=keys.DEFAULT_NAME, help="of the own key")
     _add_common(connect)
 
+    _command(commands, "session", "SRT sessions of a broker: create, watch, join; see punch session --help")
+    _command(commands, "media", "send and receive files and media over UDP; see punch media --help")
+
     address = _command(commands, "address", "print the ADDRESS of a key, which is made if there is none")
     _add_name(address)
     return parser
@@ -78,50 +77,39 @@ def _add_name(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--udp", action="store_true", help="datagrams, unprotected, instead of a stream")
     parser.add_argument("--plain", action="store_true", help="TCP without TLS; both sides must say so")
-    parser.add_argument("--rendezvous", metavar="URL", help=f"of the rendezvous server (or ${settings.VARIABLE})")
-    parser.add_argument("--ca", metavar="FILE", help="trust the certificates in it for the rendezvous server")
-    parser.add_argument("--socket", metavar="PATH", help="of punchd")
-    parser.add_argument("--techniques", metavar="LIST", help="what to try, in this order (default: punchd's)")
-    parser.add_argument("--stun", metavar="HOST:PORT", help="STUN server (default: punchd's, else the rendezvous host)")
-    parser.add_argument("--timeout", metavar="SECONDS", type=int, help="for a call to be connected (default: 45)")
-    parser.add_argument("--json", action="store_true", help="news as JSON, one object a line, on standard error")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no news but errors")
+    add_meeting(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return process.run(lambda: _main(arguments().parse_args(argv)))
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["session"]:  # its parsers and settings are no concern of the others
+        from punchd.cli import session
+
+        return session.main(words[1:])
+    if words[:1] == ["media"]:
+        from punchd.cli import media
+
+        return media.main(words[1:])
+    return process.run(lambda: _main(arguments().parse_args(words)))
 
 
 def _main(given: argparse.Namespace) -> int:
-    news = News(_write, getattr(given, "json", False), getattr(given, "quiet", False))
+    news = News(write_news, getattr(given, "json", False), getattr(given, "quiet", False))
     try:
         base = keys.directory()
         if given.command == "address":
-            _print(keys.load_or_make(keys.path(given.name, base)).address)
+            print_line(keys.load_or_make(keys.path(given.name, base)).address)
             return Exit.DONE
-        chosen = _settings(given, base / "config.toml")
+        chosen = meeting_settings(given, base / "config.toml")
         _check(given)
         prepare = _listen if given.command == "listen" else _connect
-        return _run(prepare(given, chosen, base, news))
+        return run(prepare(given, chosen, base, news))
     except ConfigError as error:
         news.fail(Exit.USAGE, str(error))
         return Exit.USAGE
     except EndedError as error:
         news.fail(error.code, str(error))
         return error.code
-
-
-def _settings(given: argparse.Namespace, file: Path) -> Settings:
-    try:
-        chosen = settings.parse(file.read_bytes(), str(file))
-    except FileNotFoundError:
-        chosen = settings.Settings()
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from None
-    chosen = settings.environment(os.environ, chosen)
-    names = ("rendezvous", "ca", "socket", "techniques", "stun", "timeout")
-    table = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    return settings.build(table, "command line", chosen)
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -177,71 +165,6 @@ def _connect(given: argparse.Namespace, chosen: Settings, base: Path, news: News
     _warn(given, news)
     identify = None if given.plain or given.udp else partial(keys.load_or_make, file)
     return lambda: commands.connect(chosen, news, is_udp=given.udp, wanted=wanted, identify=identify, forwards=forwards)
-
-
-def _run(command: Callable[[], Awaitable[None]]) -> int:
-    """Run a command until it ends or a signal ends it; a second signal ends the process as it is."""
-    import trio
-
-    _open_standard_descriptors()
-    # Whoever started us may have some of them ignored: nohup, or a shell for what runs in the background.
-    awaited = tuple(number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN)
-    caught: list[int] = []
-    failures: list[PunchdError] = []
-
-    async def run() -> None:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_hear_signals, awaited, caught, nursery.cancel_scope)
-            try:
-                await command()
-            except PunchdError as error:
-                failures.append(error)
-            nursery.cancel_scope.cancel()
-
-    with signals_wait(awaited):
-        trio.run(run)
-    if caught:
-        return ENDING[signal.Signals(caught[0])]
-    if failures:
-        raise failures[0]
-    return Exit.DONE
-
-
-async def _hear_signals(awaited: Sequence[signal.Signals], caught: list[int], scope: Any, task_status: Any) -> None:
-    import trio
-
-    with trio.open_signal_receiver(*awaited) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
-        task_status.started()
-        async for number in signals:
-            caught.append(number)
-            scope.cancel()
-            break
-
-
-def _open_standard_descriptors() -> None:
-    """A program that was started without them must not take its own sockets for its input and output."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free
-
-
-# Not by sys.stdout and sys.stderr: they are None if they were closed from the start, and what they could not write they
-# try again at the exit, whose code that changes.
-
-
-def _print(line: str) -> None:
-    try:
-        os.write(1, f"{line}\n".encode())
-    except OSError as error:
-        raise ConfigError(f"standard output: {error.strerror}") from None
-
-
-def _write(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it any more
-        os.write(2, f"{one_line(line)}\n".encode(errors="backslashreplace"))
 
 
 if __name__ == "__main__":

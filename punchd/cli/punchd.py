@@ -18,8 +18,10 @@ import os
 import pwd
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ from punchd.config import Config
 from punchd.errors import ConfigError, PunchdError
 
 if TYPE_CHECKING:
+    from punchd.control.policy import Policy
     from punchd.control.registry import Registry
     from punchd.kernel.firewall import Firewall
 
@@ -79,11 +82,7 @@ def settings(given: argparse.Namespace) -> Config:
     """
     base = Config()
     if given.config is not None:
-        try:
-            text = Path(given.config).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{given.config}: {error.strerror}") from None
-        base = config.parse(text, given.config)
+        base = config.parse(_read(given.config), given.config)
     table: dict[str, Any] = {
         config.key(name): value
         for name, value in vars(given).items()
@@ -92,6 +91,21 @@ def settings(given: argparse.Namespace) -> Config:
     if "techniques" in table:
         table["techniques"] = table["techniques"].split(",")
     return config.build(table, "command line", base)
+
+
+def _read(path: str) -> bytes:
+    """A file of settings. Root takes none that everybody may write to.
+
+    Raises:
+        ConfigError: it cannot be read, or should not be.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            if os.geteuid() == 0 and os.fstat(file.fileno()).st_mode & stat.S_IWOTH:
+                raise ConfigError(f"{path}: everybody can write to it, and this is root: chmod o-w")
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,6 +117,7 @@ def _main(given: argparse.Namespace) -> int:
         chosen = settings(given)
         if given.check_config:
             _load_techniques(chosen)
+            _policy(chosen)
             print("punchd: the settings are right")
             return 0
         logs.set_up(chosen.log_level, chosen.log_format)
@@ -115,6 +130,7 @@ def _main(given: argparse.Namespace) -> int:
 def _start(chosen: Config) -> int:
     techniques = _load_techniques(chosen)
     allowed_uids = frozenset(_uid(user) for user in chosen.allow_users) or None
+    policy = _policy(chosen)
     service = _service_user()
     with (
         contextlib.closing(_firewall(chosen, techniques)) as firewall,
@@ -123,16 +139,20 @@ def _start(chosen: Config) -> int:
     ):
         sockets = _sockets(chosen, service, owned)
         registry = _drop_and_register(techniques, service, firewall)
+        _post_guard(owned)
         if chosen.trace is not None and not os.access(chosen.trace, os.W_OK | os.X_OK):
             raise ConfigError(f"trace {chosen.trace}: expected a directory that uid {os.geteuid()} can write to")
         if chosen.trace is not None:
             from punchd.attempt import trace
 
+            mode = os.stat(chosen.trace).st_mode
+            if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:  # links there would be followed
+                raise ConfigError(f"trace {chosen.trace}: expected a directory that only its owner can write to")
             trace.prepare()
         import trio
 
         # After the capabilities are dropped: they belong to threads, and trio's run makes some.
-        trio.run(_serve, chosen, registry, firewall, allowed_uids, sockets)
+        trio.run(_serve, chosen, registry, firewall, (policy, allowed_uids), sockets)
     return 0
 
 
@@ -175,22 +195,33 @@ def _service_user() -> pwd.struct_passwd | None:
         return None
 
 
-def _uid(user: str) -> int:
+def _uid(user: str, where: str = "allow-users") -> int:
     if user.isdecimal():
         return int(user)
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
-        raise ConfigError(f"allow-users: no user {user}") from None
+        raise ConfigError(f"{where}: no user {user}") from None
 
 
-def _gid(group: str) -> int:
+def _gid(group: str, where: str = "group") -> int:
     if group.isdecimal():
         return int(group)
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:
-        raise ConfigError(f"group: no group {group}") from None
+        raise ConfigError(f"{where}: no group {group}") from None
+
+
+def _policy(chosen: Config) -> Policy:
+    """The policy of the file that the settings name; without one everybody may do all that the settings allow."""
+    from punchd.control import policy
+
+    if chosen.policy is None:
+        return policy.Policy()
+    return policy.parse(
+        _read(chosen.policy), chosen.policy, uid_of=partial(_uid, where="users"), gid_of=partial(_gid, where="groups")
+    )
 
 
 def _sockets(chosen: Config, service: pwd.struct_passwd | None, owned: contextlib.ExitStack) -> list[socket.socket]:
@@ -228,10 +259,11 @@ def _drop_and_register(techniques: list[Any], service: pwd.struct_passwd | None,
     from punchd.control.registry import Registry, with_firewall
     from punchd.kernel import privileges
 
-    if privileges.can_drop():
-        privileges.drop(service)
-        if service is None:
-            log.info("no user %s: staying uid 0, with CAP_NET_RAW and CAP_NET_ADMIN only", SERVICE_USER)
+    privileges.allow_descriptors()
+    had_more = privileges.can_drop()
+    privileges.drop(service)
+    if had_more and service is None and os.geteuid() == 0:
+        log.warning("no user %s: staying uid 0, with CAP_NET_RAW and CAP_NET_ADMIN only", SERVICE_USER)
     registry = Registry(techniques, with_firewall(privileges.held(), can_exempt=bool(firewall.families)))
     for name, missing in registry.lacking.items():
         log.warning("technique %s cannot be used: it needs %s", name, missing)
@@ -240,11 +272,20 @@ def _drop_and_register(techniques: list[Any], service: pwd.struct_passwd | None,
     return registry
 
 
+def _post_guard(owned: contextlib.ExitStack) -> None:
+    """After the drop: it watches the user that the daemon has become. `owned` removes it."""
+    from punchd.kernel.firewall import guard
+
+    table = guard.post(os.geteuid())
+    if table is not None:
+        owned.callback(table.close)
+
+
 async def _serve(
     chosen: Config,
     registry: Registry,
     firewall: Firewall,
-    allowed_uids: frozenset[int] | None,
+    users: tuple[Policy, frozenset[int] | None],
     sockets: list[socket.socket],
 ) -> None:
     import trio
@@ -268,6 +309,7 @@ async def _serve(
             rules=Rules(registry.names, chosen.allow_private),
             launcher=Launcher(chosen, registry, routes, StunServers(chosen.stun), low_ttls=low_ttls, firewall=firewall),
             quotas=Quotas(chosen.limits),
+            policy=users[0],
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, stop)  # READY means that a signal is heard, too
@@ -277,7 +319,7 @@ async def _serve(
             systemd.notify("READY=1")
             places = ", ".join(str(item.getsockname()) for item in sockets)
             log.info("serving %s with %s", places, ", ".join(registry.usable))
-            await Server(state, allowed_uids).run(sockets, stop)
+            await Server(state, users[1]).run(sockets, stop)
             nursery.cancel_scope.cancel()
 
 

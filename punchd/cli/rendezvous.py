@@ -107,6 +107,7 @@ async def _serve(chosen: Settings, sockets: Sockets, store: Store, certificate: 
         # READY means that a signal is heard, too
         await nursery.start(partial(server.hear_signals, stop, partial(_reload, certificate), log))
         nursery.start_soon(systemd.heartbeat)
+        server.settle_memory()
         await service.serve(chosen, sockets, store, stop, certificate=certificate)
         nursery.cancel_scope.cancel()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import signal
 from collections.abc import Callable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PLACE: dict[str, Any] = {"metavar": "HOST:PORT", "action": "append"}
+GC_THRESHOLDS = (2000, 10, 100)  # Python's are 700, 10, 10
 
 
 def add_tls_options(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +75,16 @@ def reload_certificate(certificate: Certificate, log: logging.Logger) -> None:
         log.warning("SIGHUP: the old certificate stays in use: %s", error)
     else:
         log.info("SIGHUP: certificate and key were read again")
+
+
+def settle_memory() -> None:
+    """Keep the garbage collector from making everybody wait: to be called when all is imported.
+
+    A full collection looks at every object: 40 ms for what was imported, which is not looked at any more from now on,
+    and 100 ms for 1,400 connections over TLS, which is done a thirtieth as often. Nearly all garbage is young.
+    """
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 async def hear_signals(

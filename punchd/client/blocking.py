@@ -13,6 +13,8 @@ events; those that arrive are handed in with `respond` (the first one of a new a
 Threads: everything here may be called from any thread. Each `Attempt` is iterated by one thread at a time; several
 attempts may be iterated by several threads at once.
 
+To have a socket of your own connected (`sock=`), see `punchd.client.options.AttemptOptions`.
+
 Nothing here takes a timeout: the daemon ends every attempt after its own (`timeout_ms`), and closing the `Daemon` from
 another thread ends every wait at once.
 """
@@ -35,13 +37,14 @@ from punchd.client.options import (
     PortOptions,
     Ports,
     Techniques,
+    descriptor,
     to_ip,
     to_options,
     to_ports,
     to_techniques,
 )
 from punchd.client.session import Granted, Item, Refused
-from punchd.client.transport import adopt, open_socket, socket_path
+from punchd.client.transport import adopt, cookie_of, open_socket, socket_path
 from punchd.control.answers import OkHello, OkProbe
 from punchd.control.requests import Protocol
 
@@ -172,12 +175,11 @@ class Daemon:
         """
         target, where = to_ip(ip), to_ports(ports)
         names, wanted = to_techniques(techniques), to_options(options)
-        with self._link.changed:
-            attempt_id = self._link.session.initiate(target, where, names, wanted)
-            self._link.open(attempt_id)
+        passed = descriptor(options)
+        cookie = cookie_of(passed)
+        attempt_id = self._link.request(lambda: self._link.session.initiate(target, where, names, wanted), passed)
         try:
-            self._link.flush()
-            yield Attempt(self._link, attempt_id)
+            yield Attempt(self._link, attempt_id, cookie)
         finally:
             self._link.leave(attempt_id)
 
@@ -206,12 +208,11 @@ class Daemon:
             DecodeError: the token or an argument is not what its name says; nothing was sent.
         """
         wanted = to_options(options, peer=peer, techniques=techniques)
-        with self._link.changed:
-            attempt_id = self._link.session.respond(token, wanted)
-            self._link.open(attempt_id)
+        passed = descriptor(options)
+        cookie = cookie_of(passed)
+        attempt_id = self._link.request(lambda: self._link.session.respond(token, wanted), passed)
         try:
-            self._link.flush()
-            yield Attempt(self._link, attempt_id)
+            yield Attempt(self._link, attempt_id, cookie)
         finally:
             self._link.leave(attempt_id)
 
@@ -227,8 +228,9 @@ class Attempt:
         id: the daemon's name for this attempt, as in its log.
     """
 
-    def __init__(self, link: BlockingLink, attempt_id: str) -> None:
+    def __init__(self, link: BlockingLink, attempt_id: str, cookie: bytes | None = None) -> None:
         self._link = link
+        self._cookie = cookie  # of the socket that was passed in
         self._over = False
         self.id = attempt_id
 
@@ -323,7 +325,7 @@ class Attempt:
                 return item
             case Granted():
                 self._over = True
-                return adopt(item)
+                return adopt(item, self._cookie)
             case Refused():
                 self._over = True
                 raise AttemptError(item.code, item.text)

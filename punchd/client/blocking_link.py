@@ -15,11 +15,12 @@ from __future__ import annotations
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 from punchd.client.errors import ClientError
 from punchd.client.session import Delivery, Granted, Item, Session
-from punchd.client.transport import close_all, receive
+from punchd.client.transport import close_all, receive, send_with
 
 
 class BlockingLink:
@@ -48,6 +49,24 @@ class BlockingLink:
                 data = self.session.take_outgoing()
             with suppress(OSError):
                 self._socket.sendall(data)
+
+    def request(self, ask: Callable[[], str], descriptor: int | None) -> str:
+        """Send a request, with a descriptor if there is one; returns its id, whose mailbox is open.
+
+        `ask` is called under `changed`. The descriptor travels with the first byte of its own line.
+        """
+        with self._sending:
+            with self.changed:
+                before = self.session.take_outgoing()
+                request_id = ask()
+                line = self.session.take_outgoing()
+                self.open(request_id)
+            with suppress(OSError):
+                self._socket.sendall(before)
+                if descriptor is not None and line:
+                    line = line[send_with(self._socket, line, descriptor) :]
+                self._socket.sendall(line)
+        return request_id
 
     def wait(self, request_id: str) -> Item:
         """The next item for `request_id`. Raises the connection's failure when there will be none."""

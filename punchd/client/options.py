@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TypedDict, cast
+from typing import Protocol, TypedDict, cast
 
 from punchd.control.answers import parse_ports
 from punchd.control.lines import TECHNIQUE
@@ -21,6 +21,12 @@ Ports = PortSet | Iterable[int] | int | str  # as text: "40000" or "40000-40003,
 Techniques = Iterable[str] | str  # as text: "auto", "all" or "tcp-syni,udp"
 
 _HOST = re.compile(r"[A-Za-z0-9.:_-]{1,58}")
+
+
+class Passable(Protocol):
+    """A socket, of the standard library or of trio."""
+
+    def fileno(self) -> int: ...
 
 
 class PortOptions(TypedDict, total=False):
@@ -43,12 +49,16 @@ class AttemptOptions(PortOptions, total=False):
     pports: the public ports that the own NAT will use; predicted when left out.
     timeout_ms: for the whole attempt, 1000 to 120000; 30000 for initiate, 45000 for respond when left out.
     ttl: 1 to 64, of packets meant to open the own NAT and die before the other one.
+    sock: a socket of the application's own to be connected, instead of one that the daemon makes: its user and its
+        cgroup stay the application's. UDP, or TCP and unbound; not to be used until the attempt is over. The socket
+        of `Connected` is the same one under another descriptor. The daemon has to allow it (`accept-sockets`).
     """
 
     public: Address
     pports: Ports
     timeout_ms: int
     ttl: int
+    sock: Passable
 
 
 def to_ip(address: Address) -> IPAddress:
@@ -97,4 +107,10 @@ def to_options(chosen: PortOptions, *, peer: Address | None = None, techniques: 
         timeout_ms=int(given["timeout_ms"]) if "timeout_ms" in given else None,
         ttl=int(given["ttl"]) if "ttl" in given else None,
         stun=stun,
+        sock="sock" in given,
     )
+
+
+def descriptor(chosen: AttemptOptions) -> int | None:
+    """Of the socket that is to be passed in; it stays the application's."""
+    return chosen["sock"].fileno() if "sock" in chosen else None

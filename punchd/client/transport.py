@@ -32,6 +32,7 @@ SERVICE_USER = "_punchd"
 
 READ_SIZE = 4096  # bytes of one read: eight of the longest lines
 MAX_DESCRIPTORS = 8  # of one read; §5 asks for room for at least 4
+_SO_COOKIE = 57  # asm-generic/socket.h
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
@@ -128,11 +129,33 @@ def close_all(descriptors: Iterable[int]) -> None:
             os.close(descriptor)
 
 
-def adopt(granted: Granted) -> Connected[socket.socket]:
-    """The granted descriptor as a socket object, which owns it from here on.
+def send_with(connection: socket.socket, line: bytes, descriptor: int) -> int:
+    """Send a line with a descriptor: how much of it went out. The descriptor goes with the first byte."""
+    rights = array.array("i", [descriptor]).tobytes()
+    return connection.sendmsg([line], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+def cookie_of(descriptor: int | None) -> bytes | None:
+    """What the kernel calls this very socket (SO_COOKIE); None if there is none.
 
     Raises:
-        DaemonProtocolError: the descriptor is no socket of the protocol in the `ok` line. It is closed.
+        OSError: it is no socket.
+    """
+    if descriptor is None:
+        return None
+    with socket.socket(fileno=os.dup(descriptor)) as same:
+        return same.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+
+
+def adopt(granted: Granted, cookie: bytes | None = None) -> Connected[socket.socket]:
+    """The granted descriptor as a socket object, which owns it from here on.
+
+    Args:
+        cookie: of the socket that was passed in, if one was: it has to be the same.
+
+    Raises:
+        DaemonProtocolError: the descriptor is no socket of the protocol in the `ok` line, or not the one that was
+            passed in. It is closed.
     """
     answer = granted.answer
     kind = socket.SOCK_DGRAM if answer.protocol is Protocol.UDP else socket.SOCK_STREAM
@@ -144,4 +167,9 @@ def adopt(granted: Granted) -> Connected[socket.socket]:
     if connected.type != kind:
         connected.close()
         raise DaemonProtocolError(f"punchd sent a socket of another kind than {answer.protocol}, as its line says")
+    if cookie is not None:
+        if cookie_of(connected.fileno()) != cookie:
+            connected.close()
+            raise DaemonProtocolError("punchd sent another socket than the one that was passed in")
+        connected.setblocking(os.get_blocking(connected.fileno()))  # Python's idea of it, not the kernel's
     return Connected(connected, answer.technique, answer.protocol, answer.local, answer.remote)

@@ -14,6 +14,8 @@ Nothing here takes a timeout: cancel. An attempt whose block is left, cancelled 
 without waiting; a socket that was already on its way is closed. Besides, the daemon ends every attempt after its own
 `timeout_ms`. Several tasks may use one `Daemon`; each `Attempt` is iterated by one task at a time.
 
+To have a socket of your own connected (`sock=`), see `AttemptOptions`.
+
 `connected.socket` is a trio socket; for TCP, `trio.SocketStream(connected.socket)` makes a stream of it.
 """
 
@@ -34,13 +36,14 @@ from punchd.client.options import (
     PortOptions,
     Ports,
     Techniques,
+    descriptor,
     to_ip,
     to_options,
     to_ports,
     to_techniques,
 )
 from punchd.client.session import Granted, Item, Refused
-from punchd.client.transport import adopt, open_socket, socket_path
+from punchd.client.transport import adopt, cookie_of, open_socket, socket_path
 from punchd.client.trio_link import TrioLink
 from punchd.control.answers import OkHello, OkProbe
 from punchd.control.requests import Protocol
@@ -140,8 +143,10 @@ class Daemon:
                 request comes as AttemptError from the attempt.
         """
         target, where = to_ip(ip), to_ports(ports)
-        attempt_id = self._link.session.initiate(target, where, to_techniques(techniques), to_options(options))
-        async with self._attempt(attempt_id) as attempt:
+        names, wanted = to_techniques(techniques), to_options(options)
+        async with self._attempt(
+            lambda: self._link.session.initiate(target, where, names, wanted), descriptor(options)
+        ) as attempt:
             yield attempt
 
     @asynccontextmanager
@@ -168,16 +173,19 @@ class Daemon:
         Raises:
             DecodeError: the token or an argument is not what its name says; nothing was sent.
         """
-        attempt_id = self._link.session.respond(token, to_options(options, peer=peer, techniques=techniques))
-        async with self._attempt(attempt_id) as attempt:
+        wanted = to_options(options, peer=peer, techniques=techniques)
+        async with self._attempt(lambda: self._link.session.respond(token, wanted), descriptor(options)) as attempt:
             yield attempt
 
     @asynccontextmanager
-    async def _attempt(self, attempt_id: str) -> AsyncIterator[Attempt]:
+    async def _attempt(self, ask: Callable[[], str], passed: int | None) -> AsyncIterator[Attempt]:
+        cookie = cookie_of(passed)
+        self._link.flush()
+        attempt_id = ask()
         try:
-            self._link.open(attempt_id)
+            self._link.open(attempt_id, passed)
             await trio.lowlevel.checkpoint()
-            yield Attempt(self._link, attempt_id)
+            yield Attempt(self._link, attempt_id, cookie)
         finally:
             self._link.leave(attempt_id)
 
@@ -194,8 +202,9 @@ class Attempt:
         id: the daemon's name for this attempt, as in its log.
     """
 
-    def __init__(self, link: TrioLink, attempt_id: str) -> None:
+    def __init__(self, link: TrioLink, attempt_id: str, cookie: bytes | None = None) -> None:
         self._link = link
+        self._cookie = cookie  # of the socket that was passed in
         self._over = False
         self.id = attempt_id
 
@@ -281,7 +290,7 @@ class Attempt:
                 return item
             case Granted():
                 self._over = True
-                return _for_trio(adopt(item))
+                return _for_trio(adopt(item, self._cookie))
             case Refused():
                 self._over = True
                 raise AttemptError(item.code, item.text)

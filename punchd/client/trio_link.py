@@ -12,16 +12,31 @@ A send that fails is not an error here: reading finds what the daemon said befor
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import deque
+from dataclasses import dataclass
 
 import trio
 
 from punchd.client.errors import ClientError
 from punchd.client.session import Delivery, Granted, Item, Session
-from punchd.client.transport import Received, close_all, receive
+from punchd.client.transport import Received, close_all, receive, send_with
 
 MAX_UNSENT = 65536  # bytes; as much as the daemon queues in the other direction (line protocol §4)
+
+
+@dataclass(slots=True)
+class _Letter:
+    """Bytes to send, the first of them with a descriptor, which belongs to the letter."""
+
+    data: bytearray
+    descriptor: int | None = None
+
+    def close(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
 
 
 class TrioLink:
@@ -30,31 +45,56 @@ class TrioLink:
     def __init__(self, connection: socket.socket) -> None:
         self.session = Session()
         self._socket = connection
-        self._unsent = bytearray()
+        self._unsent: deque[_Letter] = deque()
         self._mailboxes: dict[str, deque[Item]] = {}
         self._someone_reads = False
         self._changed = trio.Event()  # replaced whenever something was read or reading stopped
 
-    def open(self, request_id: str) -> None:
-        """Make the mailbox of a request and send it."""
+    def open(self, request_id: str, descriptor: int | None = None) -> None:
+        """Make the mailbox of a request and send it.
+
+        Args:
+            descriptor: to go with it; it stays the caller's. The request's line is then all that the session has to
+                say: call `flush` before making the request.
+        """
         self._mailboxes[request_id] = deque()
+        line = self.session.take_outgoing()
+        self._unsent.append(_Letter(bytearray(line), None if descriptor is None else os.dup(descriptor)))
         self.flush()
 
     def flush(self) -> bool:
         """Send what the socket takes at once; whether that was everything."""
-        self._unsent += self.session.take_outgoing()
-        if len(self._unsent) > MAX_UNSENT:
-            self.session.stall(len(self._unsent))
+        if self.session.has_outgoing:
+            self._unsent.append(_Letter(bytearray(self.session.take_outgoing())))
+        unsent = sum(len(letter.data) for letter in self._unsent)
+        if unsent > MAX_UNSENT:
+            self.session.stall(unsent)
         if self.session.failure is not None:
-            self._unsent.clear()
+            self._forget_unsent()
         try:
             while self._unsent:
-                del self._unsent[: self._socket.send(self._unsent)]
+                self._send(self._unsent[0])
+                if not self._unsent[0].data:
+                    self._unsent.popleft().close()
         except BlockingIOError:
             return False
         except OSError:
-            self._unsent.clear()
+            self._forget_unsent()
         return True
+
+    def _send(self, letter: _Letter) -> None:
+        if not letter.data:
+            return
+        if letter.descriptor is None:
+            del letter.data[: self._socket.send(letter.data)]
+            return
+        sent = send_with(self._socket, bytes(letter.data), letter.descriptor)
+        del letter.data[:sent]
+        letter.close()
+
+    def _forget_unsent(self) -> None:
+        while self._unsent:
+            self._unsent.popleft().close()
 
     async def wait(self, request_id: str) -> Item:
         """The next item for `request_id`. Raises the connection's failure when there will be none.

@@ -11,27 +11,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 
 import trio
 
 from punchd.attempt import moves
 from punchd.attempt.runner import Attempt
 from punchd.attempt.trace import Recorder
-from punchd.control.answers import Answer, Error, OkHello, OkProbe, Progress, Stage, format_answer
+from punchd.control.answers import Answer, Error, OkHello, Progress, Stage, format_answer
 from punchd.control.fdpass import Outbox, SlowReaderError
-from punchd.control.launch import KeptPort, code_of
-from punchd.control.lines import VERBS, VERSION, LineSplitter
+from punchd.control.incoming import Incoming, asks_for_socket
+from punchd.control.launch import code_of
+from punchd.control.lines import VERBS, VERSION
+from punchd.control.policy import ALL, Rule
+from punchd.control.probes import Probes
 from punchd.control.quotas import Bucket
 from punchd.control.requests import Cancel, Hello, Initiate, Probe, Protocol, Request, Respond, parse_request
 from punchd.control.state import DaemonState
 from punchd.control.voice import AttemptVoice
-from punchd.endpoint import Endpoint
 from punchd.errors import Code, DeniedError, KernelError, ProtocolError, PunchError
+from punchd.kernel.passed import PassedSocket, close_apart
 
-READ_SIZE = 4096  # bytes
 SETTLE_S = 1.0  # how long a request waits for the undoing of what ended before it
+CLOSE_S = 1.0  # how long a descriptor that was not wanted may take to be closed
 FAREWELL_S = 1.0  # how long a connection that is being closed may take to read its last answers
 
 _STOPPING = "punchd is stopping"
@@ -39,21 +42,13 @@ _STOPPING = "punchd is stopping"
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, eq=False)
-class _Probed:
-    """A port that is being asked about, and then waits for the attempt that names it."""
-
-    port: KeptPort
-    asking: trio.CancelScope = field(default_factory=trio.CancelScope)
-    keeping: trio.CancelScope = field(default_factory=trio.CancelScope)  # cancelled: the port is somebody else's now
-    released: trio.Event = field(default_factory=trio.Event)  # nobody reads the port any more
-
-
 class Connection:
     """Serves one application until it goes, or misbehaves, or the daemon stops. Owns the socket."""
 
-    def __init__(self, stream: trio.socket.SocketType, uid: int, state: DaemonState) -> None:
+    def __init__(self, stream: trio.socket.SocketType, uid: int, state: DaemonState, rule: Rule = ALL) -> None:
         self.uid = uid
+        self._rule = rule
+        self._rules = state.rules if rule.private is None else replace(state.rules, allow_private=rule.private)
         self._stream = stream
         self._state = state
         self._limits = state.config.limits
@@ -61,29 +56,39 @@ class Connection:
         self._bucket = Bucket(self._limits.requests_per_second, self._limits.request_burst)
         self._attempts: dict[str, Attempt] = {}
         self._alive: set[Attempt] = set()  # with those whose verdict is given and that are still being undone
-        self._probes: dict[str, _Probed] = {}
-        self._kept: dict[tuple[Protocol, Endpoint], _Probed] = {}
-        self._ending: set[_Probed] = set()  # cancelled, and not yet closed
+        self._probes: Probes
         self._slots = 0  # attempts, probes and kept ports, and verdicts that were not yet read
         self._lines_seen = 0
+        self._incoming = Incoming(stream)
+        self._passed: int | None = None  # the descriptor that came with the line that is being taken
         self._tasks: trio.Nursery
+        self._closers: trio.Nursery
         self._reading = trio.CancelScope()
         self._stopping = False
+        self.was_heard = trio.Event()  # a line has come, or none will
 
     async def run(self) -> None:
-        """Serve until the end, whatever the application does; cancelling this drops everything at once."""
-        try:
-            async with trio.open_nursery() as self._tasks:
-                self._tasks.start_soon(self._write)
-                with self._reading:
-                    await self._read()
+        """Serve until the end, whatever the application does; cancelling this drops everything at once.
+
+        The connection counts until the last descriptor that came through it is closed, however long the kernel takes.
+        """
+        async with trio.open_nursery() as self._closers:
+            try:
+                async with trio.open_nursery() as self._tasks:
+                    self._probes = Probes(self, self._tasks, self._limits.kept_port_seconds)
+                    self._tasks.start_soon(self._write)
+                    with self._reading:
+                        await self._read()
+                    self._end_all()
+                    await self._outbox.drain(FAREWELL_S)
+                    self._tasks.cancel_scope.cancel()
+            finally:
+                self.was_heard.set()
                 self._end_all()
-                await self._outbox.drain(FAREWELL_S)
-                self._tasks.cancel_scope.cancel()
-        finally:
-            self._end_all()
-            self._outbox.close()
-            self._stream.close()
+                self._outbox.close()
+                self._stream.close()
+                for fd in self._incoming.leftovers():
+                    self._closers.start_soon(close_apart, fd)
 
     def shut_down(self) -> None:
         """The daemon stops: every attempt ends with a verdict, then the connection closes."""
@@ -114,42 +119,70 @@ class Connection:
         self._tasks.cancel_scope.cancel()
 
     async def _read(self) -> None:
-        """Lines until the end of file, or until a line after which no border can be trusted."""
-        splitter = LineSplitter()
-        while True:
-            try:
-                data = await self._stream.recv(READ_SIZE)
-            except OSError:
-                return
-            if not data:
-                return
-            for line in splitter.feed(data):
-                if isinstance(line, ProtocolError):
-                    self.answer(Error(None, line.code, str(line)))
-                    return
-                await self._pace()
-                await self._take(line)
+        """Lines until the end of file, or until a line after which no border can be trusted.
+
+        The connection itself counts as a line, so that coming and going is no way around the pace; who waits for that
+        keeps one of the user's places.
+        """
+        await _rest(self._state.quotas.request(self.uid, trio.current_time()))
+        with suppress(EOFError):
+            while True:
+                for line in await self._incoming.lines():
+                    if isinstance(line, ProtocolError):
+                        self.answer(Error(None, line.code, str(line)))
+                        return
+                    await self._pace()
+                    await self._take(line)
 
     async def _pace(self) -> None:
         now = trio.current_time()
-        wait_s = max(self._bucket.take(now), self._state.quotas.request(self.uid, now))
-        if wait_s > 0:
-            await trio.sleep(wait_s)
+        await _rest(max(self._bucket.take(now), self._state.quotas.request(self.uid, now)))
+
+    async def _pace_beginning(self) -> None:
+        await _rest(self._state.quotas.beginning(self.uid, trio.current_time()))
 
     def _end_all(self) -> None:
         """No more requests: the application is gone, or the daemon goes. Everything that runs gets its verdict."""
         for attempt in list(self._attempts.values()):
             attempt.feed(moves.ShutDown() if self._stopping else moves.Vanished())
         code, text = (Code.SHUTDOWN, _STOPPING) if self._stopping else (Code.CANCELLED, "the application is gone")
-        for attempt_id in list(self._probes):
-            self._end_probe(attempt_id, code, text)
+        self._probes.end_all(code, text)
 
     # --- requests --------------------------------------------------------------------------------------------------
 
     async def _take(self, line: bytes) -> None:
         self._lines_seen += 1
+        self.was_heard.set()
+        self._passed = self._incoming.take() if asks_for_socket(line) else None
         try:
-            request = parse_request(line, self._state.rules)
+            await self._answer(line)
+        finally:
+            unwanted, self._passed = self._passed, None
+            if unwanted is not None:
+                await self._discard(unwanted)
+
+    async def _discard(self, fd: int) -> None:
+        """Close an application's descriptor that nothing came of.
+
+        Raises:
+            EOFError: that takes too long; no more is read, so that one connection can have one such descriptor.
+        """
+        closed = trio.Event()
+
+        async def close() -> None:
+            await close_apart(fd)
+            closed.set()
+
+        self._closers.start_soon(close)
+        with trio.move_on_after(CLOSE_S):
+            await closed.wait()
+        if not closed.is_set():
+            self.answer(Error(None, Code.BAD_OPTION, "sock: the descriptor cannot be closed"))
+            raise EOFError
+
+    async def _answer(self, line: bytes) -> None:
+        try:
+            request = parse_request(line, self._rules)
         except ProtocolError as error:
             self._complain(line, error)
             return
@@ -203,19 +236,20 @@ class Connection:
         if self._lines_seen > 1:
             self.answer(Error(None, Code.BAD_MESSAGE, "hello is for the first line only"))
             return
-        names = tuple(self._state.registry.usable)
+        permitted = self._rule.techniques
+        names = tuple(name for name in self._state.registry.usable if permitted is None or name in permitted)
         self.answer(OkHello(min(request.version, VERSION), names, self._limits.attempts_per_connection, VERBS))
 
     def _cancel(self, request: Cancel) -> None:
         if request.id in self._attempts:
             self._attempts[request.id].feed(moves.Cancelled())
         elif request.id in self._probes:
-            self._end_probe(request.id, Code.CANCELLED, "cancelled by the application")
+            self._probes.end(request.id, Code.CANCELLED, "cancelled by the application")
         else:
             self.answer(Error(request.id, Code.UNKNOWN_ID, f"no attempt {request.id} is running"))
 
     def _take_slot(self) -> None:
-        self._state.quotas.begin(self.uid, self._slots)
+        self._state.quotas.begin(self.uid, self._slots, self._rule, trio.current_time())
         self._slots += 1
 
     async def _settle(self) -> None:
@@ -223,39 +257,59 @@ class Connection:
         with trio.move_on_after(SETTLE_S):
             for attempt in [attempt for attempt in self._alive if attempt.has_ended]:
                 await attempt.gone.wait()
-            for probed in list(self._ending):
-                await probed.released.wait()
+            await self._probes.settle()
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
     async def _begin_attempt(self, request: Initiate | Respond) -> None:
+        await self._pace_beginning()
         await self._settle()
-        kept = await self._take_kept(request)
+        passed = self._look_at_passed() if request.options.sock else None
+        kept = await self._probes.take(request, None if passed is None else Protocol(passed.protocol))
         voice = AttemptVoice(self, request.id, Recorder(self._state.config.trace))
         launcher = self._state.launcher
         with ExitStack() as undo:
+            if passed is not None:
+                undo.callback(passed.restore)
             for port in kept:
                 undo.callback(port.close)
             self._take_slot()
             undo.callback(self.release_slot)
+            around = (kept, voice, voice.recorder.emit, voice.recorder.record)
             if isinstance(request, Initiate):
-                attempt = await launcher.initiate(request, kept, voice, voice.recorder.emit, voice.recorder.record)
+                attempt = await launcher.initiate(request, *around, passed=passed, rule=self._rule)
             else:
                 self._refuse_own(request.token.nonce)
                 self._state.known.begin(request.token, trio.current_time())
                 undo.callback(self._state.known.end, request.token.nonce, None, trio.current_time())
-                attempt = await launcher.respond(request, kept, voice, voice.recorder.emit, voice.recorder.record)
+                attempt = await launcher.respond(request, *around, passed=passed, rule=self._rule)
             undo.pop_all()
         self._attempts[request.id] = attempt
         self._alive.add(attempt)
-        self._tasks.start_soon(self._run_attempt, attempt, voice)
+        self._tasks.start_soon(self._run_attempt, attempt, voice, self._passed)
+        self._passed = None
+
+    def _look_at_passed(self) -> PassedSocket:
+        if not self._state.config.accept_sockets:
+            raise DeniedError(Code.NOT_PERMITTED, "sock: this daemon takes no sockets of applications (accept-sockets)")
+        if self._passed is None:
+            raise DeniedError(Code.BAD_OPTION, "sock: no descriptor came with this line")
+        return PassedSocket(self._passed, self.uid)
 
     def _refuse_own(self, nonce: bytes) -> None:
         """An application that hands an attempt its own offer talks to itself."""
         if any(attempt.nonce == nonce for attempt in self._attempts.values()):
             raise DeniedError(Code.DUPLICATE_ATTEMPT, "this offer belongs to an attempt of this connection")
 
-    async def _run_attempt(self, attempt: Attempt, voice: AttemptVoice) -> None:
+    async def _close_passed(self, fd: int, voice: AttemptVoice) -> None:
+        """Not before the descriptor that goes back: closing the last one may take long, and must be done apart."""
+        try:
+            if voice.won:
+                await voice.delivered.wait()
+        finally:
+            await close_apart(fd)
+
+    async def _run_attempt(self, attempt: Attempt, voice: AttemptVoice, passed: int | None) -> None:
         try:
             await attempt.run()
         except Exception:
@@ -263,81 +317,25 @@ class Connection:
             if not voice.is_over:
                 voice.ended(Code.INTERNAL, f"internal error, see the log for {attempt.nonce.hex()}")
         finally:
+            if passed is not None:
+                self._closers.start_soon(self._close_passed, passed, voice)
             self._alive.discard(attempt)
             if not attempt.machine.is_initiator:
                 won = attempt.machine.round if voice.won else None
                 self._state.known.end(attempt.nonce, won, trio.current_time())
 
-    # --- probed ports ----------------------------------------------------------------------------------------------
-
     async def _begin_probe(self, request: Probe) -> None:
+        await self._pace_beginning()
         await self._settle()
         self._take_slot()
         try:
-            port = await self._state.launcher.open_port(request)
+            port = await self._state.launcher.open_port(request, self._rule)
         except BaseException:
             self.release_slot()
             raise
-        probed = self._probes[request.id] = _Probed(port)
-        self._tasks.start_soon(self._probe, request, probed)
+        self._probes.begin(request, port)
 
-    def _end_probe(self, attempt_id: str, code: Code, text: str) -> None:
-        probed = self._probes.pop(attempt_id)
-        probed.asking.cancel()
-        self._ending.add(probed)
-        self.answer(Error(attempt_id, code, text))
 
-    async def _probe(self, request: Probe, probed: _Probed) -> None:
-        """Ask what a port looks like, say so, and keep it for the attempt that will name it."""
-        port = probed.port
-        failure: PunchError | None = None
-        try:
-            with probed.asking:
-                try:
-                    known = await port.learn()
-                except PunchError as error:
-                    failure = error
-            if self._probes.get(request.id) is not probed:
-                return  # it was cancelled, maybe in the very moment of its success, and that was answered
-            del self._probes[request.id]
-            if failure is not None:
-                self.answer(Error(request.id, failure.reason, str(failure)))
-                return
-            self._kept[request.protocol, port.local] = probed
-            public = (known.address, known.ports(), known.behaviour)
-            self.answer(OkProbe(request.id, request.protocol, *public, port.local.port))
-            with probed.keeping, trio.move_on_after(self._limits.kept_port_seconds):
-                await port.keep_alive()
-        finally:
-            self._kept.pop((request.protocol, port.local), None)
-            self._ending.discard(probed)
-            if not probed.keeping.cancel_called:
-                port.close()
-            self.release_slot()
-            probed.released.set()
-
-    async def _take_kept(self, request: Initiate | Respond) -> list[KeptPort]:
-        """The probed ports that the request names, at most one of each protocol; they are the caller's then."""
-        if isinstance(request, Initiate):
-            version = request.ip.version
-        elif request.token.card is not None:
-            version = request.token.card.address.version
-        else:
-            return []
-        options = request.options
-        wanted = (options.lport, version)
-        fitting: dict[Protocol, tuple[Protocol, Endpoint]] = {}
-        for protocol, at in self._kept:
-            if (at.port, at.ip.version) == wanted and options.local in (None, at.ip):
-                fitting.setdefault(protocol, (protocol, at))
-        taken = [self._kept.pop(key) for key in fitting.values()]
-        for probed in taken:
-            probed.keeping.cancel()
-        try:
-            for probed in taken:
-                await probed.released.wait()
-        except trio.Cancelled:
-            for probed in taken:
-                probed.port.close()
-            raise
-        return [probed.port for probed in taken]
+async def _rest(seconds: float) -> None:
+    if seconds > 0:
+        await trio.sleep(seconds)

@@ -50,6 +50,7 @@ class Options:
         timeout_ms: for the whole attempt.
         ttl: of packets meant to die on the way.
         stun: (host, port) of a STUN server for this request.
+        sock: the application's own socket comes with the line, as a descriptor.
     """
 
     local: IPAddress | None = None
@@ -61,6 +62,7 @@ class Options:
     timeout_ms: int | None = None
     ttl: int | None = None
     stun: tuple[str, int] | None = None
+    sock: bool = False
 
 
 NO_OPTIONS = Options()
@@ -202,6 +204,12 @@ def _option_stun(options: Options, where: str, value: str, rules: Rules) -> Opti
     return replace(options, stun=(match[1], int(match[2])))
 
 
+def _option_sock(options: Options, where: str, value: str, rules: Rules) -> Options:
+    if value != "1":
+        raise ProtocolError(Code.BAD_OPTION, f"{where}: expected 1, got {value[:20]!r}")
+    return replace(options, sock=True)
+
+
 def _is_host(text: str) -> bool:
     """A name, an IPv4 address, or an IPv6 address, which stands without brackets: an option cannot hold them."""
     if _HOST_NAME.fullmatch(text):
@@ -229,10 +237,11 @@ _OPTIONS: dict[str, Callable[[Options, str, str, Rules], Options]] = {
     "timeout": _option_timeout,
     "ttl": _option_ttl,
     "stun": _option_stun,
+    "sock": _option_sock,
 }
 PROBE_OPTIONS = ("lport", "local", "stun")
-INITIATE_OPTIONS = ("local", "lport", "public", "pports", "timeout", "ttl", "stun")
-RESPOND_OPTIONS = ("local", "lport", "public", "pports", "peer", "tech", "timeout", "ttl", "stun")
+INITIATE_OPTIONS = ("local", "lport", "public", "pports", "timeout", "ttl", "stun", "sock")
+RESPOND_OPTIONS = ("local", "lport", "public", "pports", "peer", "tech", "timeout", "ttl", "stun", "sock")
 
 
 def format_options(options: Options) -> list[str]:
@@ -244,6 +253,8 @@ def format_options(options: Options) -> list[str]:
             continue
         key = _KEYS.get(field.name, field.name)
         match value:
+            case bool():
+                parts.append(f"{key}=1")
             case (str(host), int(port)):
                 parts.append(f"{key}={host}:{port}")
             case tuple():

@@ -22,12 +22,14 @@ from punchd.attempt.port import LearningPort
 from punchd.attempt.runner import Attempt, Voice
 from punchd.attempt.tcp_port import LearningTcpPort
 from punchd.config import Config
+from punchd.control.policy import ALL, Rule
 from punchd.control.registry import Registry
 from punchd.control.requests import Initiate, Options, Probe, Protocol, Respond
 from punchd.endpoint import Endpoint, IPAddress, PortSet, objection
 from punchd.errors import Code, DeniedError, KernelError, PunchError
 from punchd.events import Event, TtlChosen
 from punchd.kernel.firewall import Firewall, NoFirewall
+from punchd.kernel.passed import PassedSocket
 from punchd.kernel.routes import Routes
 from punchd.kernel.tcp import reserve
 from punchd.kernel.udp import UdpSocket
@@ -61,13 +63,18 @@ class Launcher:
         voice: Voice,
         emit: Callable[[Event], None],
         record: Callable[[bytes], None] | None = None,
+        *,
+        passed: PassedSocket | None = None,
+        rule: Rule = ALL,
     ) -> Attempt:
-        """An attempt that leads. It owns `kept`, ports probed before, unless this raises.
+        """An attempt that leads. It owns `kept`, ports probed before, and `passed`, the application's own socket,
+        unless this raises. `rule`: the policy's for the user.
 
         Raises:
             DeniedError, KernelError, PunchError: the request cannot be carried out; the message says why.
         """
-        names = self.registry.resolve(request.techniques)
+        names = rule.check_techniques(request.techniques, self.registry.resolve(request.techniques))
+        rule.check_target(request.ip)
         rounds = self._rounds(names)
         plan = machine.Plan(
             nonce=os.urandom(NONCE_SIZE),
@@ -77,8 +84,8 @@ class Launcher:
             reversed_rounds=frozenset(number for number, (_, is_reversed) in enumerate(rounds, 1) if is_reversed),
         )
         self._check_usable(names)
-        ports = await self._ports(plan.peer, names, request.options, kept)
-        return self._attempt(plan, request.options, request.ports, ports, voice=voice, emit=emit, record=record)
+        ports = await self._ports(plan.peer, names, request.options, kept, passed=passed, rule=rule)
+        return self._attempt(plan, request.options, request.ports, ports, rule, voice=voice, emit=emit, record=record)
 
     async def respond(
         self,
@@ -87,11 +94,16 @@ class Launcher:
         voice: Voice,
         emit: Callable[[Event], None],
         record: Callable[[bytes], None] | None = None,
+        *,
+        passed: PassedSocket | None = None,
+        rule: Rule = ALL,
     ) -> Attempt:
         """An attempt that follows the offer in `request`. Ownership and errors as in `initiate`."""
         token, options = request.token, request.options
         card = self._offer(token, options)
-        names = self.registry.resolve(options.techniques) if options.techniques else self.registry.names
+        asked = options.techniques or ()
+        names = rule.check_techniques(asked, self.registry.resolve(asked) if asked else self.registry.names)
+        rule.check_target(card.address)
         plan = machine.Plan(
             nonce=token.nonce,
             peer=card.address,
@@ -101,11 +113,11 @@ class Launcher:
             first_offer=token,
         )
         self._check_usable(names)
-        ports = await self._ports(plan.peer, names, options, kept)
+        ports = await self._ports(plan.peer, names, options, kept, passed=passed, rule=rule)
         ports.renew_tcp = None
-        return self._attempt(plan, options, None, ports, voice=voice, emit=emit, record=record)
+        return self._attempt(plan, options, None, ports, rule, voice=voice, emit=emit, record=record)
 
-    async def open_port(self, request: Probe) -> KeptPort:
+    async def open_port(self, request: Probe, rule: Rule = ALL) -> KeptPort:
         """A port that has been asked about at the STUN servers; the caller owns it.
 
         Raises:
@@ -115,7 +127,9 @@ class Launcher:
         if request.protocol is Protocol.TCP:
             self._check_tcp()
         version = options.local.version if options.local is not None else None
-        servers = await self._stun(options, version or 4) or ([] if version else await self._stun(options, 6))
+        servers = await self._stun(options, version or 4, rule)
+        if not servers and not version:
+            servers = await self._stun(options, 6, rule)
         if options.local is not None:
             local = options.local
         elif servers:
@@ -156,22 +170,34 @@ class Launcher:
             raise DeniedError(Code.NO_PRIVILEGE, f"no technique for TCP can be used: {'; '.join(lacking)}")
 
     async def _ports(
-        self, peer: IPAddress, names: Sequence[str], options: Options, kept: Sequence[KeptPort]
+        self,
+        peer: IPAddress,
+        names: Sequence[str],
+        options: Options,
+        kept: Sequence[KeptPort],
+        *,
+        passed: PassedSocket | None,
+        rule: Rule,
     ) -> AttemptPorts:
         """The attempt's ports; binding comes last, so that nothing is left open when something else is wrong."""
         source = self.routes.to(peer).source
-        servers = await self._stun(options, peer.version)
-        ports = AttemptPorts(None, servers, firewall=self.firewall)
+        wanted = {self.registry.by_name[name].protocol for name in names}
+        if passed is not None:
+            _check_passed(passed, peer, wanted, options)
+            wanted &= {passed.protocol}
+        servers = await self._stun(options, peer.version, rule)
+        ports = AttemptPorts(None, servers, firewall=self.firewall, passed=passed)
         for port in kept:
             port.outlook = replace(port.outlook, given_address=options.public, given_ports=options.pports)
             if isinstance(port, LearningPort):
                 ports.udp = port
             else:
                 ports.tcp = port
-        wanted = {self.registry.by_name[name].protocol for name in names}
         local = options.local or source
         try:
-            if "udp" in wanted and ports.udp is None:
+            if passed is not None and passed.protocol == "udp":
+                ports.udp = self._adopted(passed, local, options)
+            elif "udp" in wanted and ports.udp is None:
                 ports.udp = self._bound(_udp_port, local, options)
             if "tcp" in wanted and ports.tcp is None:
                 ports.tcp = self._bound(_tcp_port, local, options)
@@ -179,13 +205,22 @@ class Launcher:
             if ports.udp is not None and ports.udp not in kept:
                 ports.udp.close()
             raise
-        if ports.tcp is not None and options.pports is None:
+        if ports.tcp is not None and options.pports is None and passed is None:
             fresh = replace(options, lport=0)
             ports.renew_tcp = lambda: self._bound(_tcp_port, local, fresh)
         for bound in (ports.udp, ports.tcp):
             if bound is not None:
                 self._heed(bound, servers)
         return ports
+
+    def _adopted(self, passed: PassedSocket, local: IPAddress, options: Options) -> LearningPort:
+        """The application's UDP socket, bound as asked for unless it is bound already."""
+        at = Endpoint(local, options.lport)
+        if passed.bound is not None:
+            at = Endpoint(local if passed.bound.ip.is_unspecified else passed.bound.ip, passed.bound.port)
+        adopted = UdpSocket(at, passed)
+        self.fresh.remember(adopted.local.port)
+        return LearningPort(adopted, KnownSide(adopted.local, options.public, options.pports))
 
     def _bound(self, bind: Callable[[IPAddress, Options], _PortT], local: IPAddress, options: Options) -> _PortT:
         """A port as asked for, or one that no NAT remembers."""
@@ -216,20 +251,23 @@ class Launcher:
         options: Options,
         peer_ports: PortSet | None,
         ports: AttemptPorts,
+        rule: Rule,
         *,
         voice: Voice,
         emit: Callable[[Event], None],
         record: Callable[[bytes], None] | None,
     ) -> Attempt:
         own = ports.udp or ports.tcp
+        limits = self.config.limits
+        packets = limits.packets_per_round if rule.packets is None else min(rule.packets, limits.packets_per_round)
         return Attempt(
             plan=plan,
             techniques=self.registry.by_name,
             ports=ports,
             peer_ports=peer_ports,
             ttl=partial(self._ttl, options, own.local.ip if own is not None else None, emit),
-            packets_per_port=self.config.limits.packets_per_port,
-            packets=self.config.limits.packets_per_round,
+            packets_per_port=min(packets, limits.packets_per_port),
+            packets=packets,
             voice=voice,
             emit=emit,
             record=record,
@@ -247,16 +285,41 @@ class Launcher:
                 raise DeniedError(Code.TOKEN_MISMATCH, text)
         return card
 
-    async def _stun(self, options: Options, version: int) -> list[Endpoint]:
+    async def _stun(self, options: Options, version: int, rule: Rule) -> list[Endpoint]:
         """The request's own server, checked like any other target, or else the configured ones."""
         if options.stun is None:
             return await self.servers.of_family(version)
         found = [endpoint for endpoint in await self.servers.resolve(options.stun) if endpoint.ip.version == version]
         for endpoint in found:
-            if (why := objection(endpoint.ip, allow_private=self.config.allow_private)) is not None:
+            private = self.config.allow_private if rule.private is None else rule.private
+            if (why := objection(endpoint.ip, allow_private=private)) is not None:
                 raise DeniedError(Code.BAD_ADDRESS, f"stun: {why}")
+            rule.check_target(endpoint.ip)
             self.routes.to(endpoint.ip)
         return found
+
+
+def _check_passed(passed: PassedSocket, peer: IPAddress, wanted: set[str], options: Options) -> None:
+    """Whether the application's socket fits the rest of the request.
+
+    Raises:
+        DeniedError: bad-option, bad-address, bad-port.
+    """
+    if passed.version != peer.version:
+        raise DeniedError(
+            Code.BAD_OPTION, f"sock: expected an IPv{peer.version} socket, got one of IPv{passed.version}"
+        )
+    if passed.protocol not in wanted:
+        text = (
+            f"sock: expected a socket for {' or '.join(sorted(wanted)).upper()}, got one for {passed.protocol.upper()}"
+        )
+        raise DeniedError(Code.BAD_OPTION, text)
+    if passed.bound is None:
+        return
+    if options.lport not in (0, passed.bound.port):
+        raise DeniedError(Code.BAD_PORT, f"lport: expected {passed.bound.port}, where the socket is bound")
+    if options.local is not None and not passed.bound.ip.is_unspecified and options.local != passed.bound.ip:
+        raise DeniedError(Code.BAD_ADDRESS, f"local: expected {passed.bound.ip}, where the socket is bound")
 
 
 def _udp_port(local: IPAddress, options: Options) -> LearningPort:

@@ -71,8 +71,7 @@ class Listener:
             _with_mask(0o177, lambda: self.socket.bind(path))
             self.socket.listen(BACKLOG)
             self._identity = _identity(path)
-            os.chown(path, access.uid, -1 if access.gid is None else access.gid, follow_symlinks=False)
-            os.chmod(path, access.mode)
+            self._open_up(access)
             self._insist()
         except (OSError, ConfigError) as error:
             self.close()
@@ -92,6 +91,20 @@ class Listener:
             pass  # gone already, or not ours to remove
         self._identity = None  # with the socket closed, its number is free for others
         self.socket.close()
+
+    def _open_up(self, access: Access) -> None:
+        """Give the socket its owner, group and mode: this very inode, whatever stands at the path by now.
+
+        From the change of owner on, the owner can put something else there, even in a sticky directory.
+        """
+        own = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(own)
+            if (found.st_dev, found.st_ino) == self._identity:  # if not, `_insist` says so
+                os.chown(f"/proc/self/fd/{own}", access.uid, -1 if access.gid is None else access.gid)
+                os.chmod(f"/proc/self/fd/{own}", access.mode)
+        finally:
+            os.close(own)
 
     def _insist(self) -> None:
         if _identity(self.path) != self._identity:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from punchd.config import Config
 from punchd.control.launch import Launcher
+from punchd.control.policy import Policy
 from punchd.control.quotas import Quotas
 from punchd.control.registry import Registry
 from punchd.control.requests import Rules
@@ -61,4 +62,5 @@ class DaemonState:
     rules: Rules
     launcher: Launcher
     quotas: Quotas
+    policy: Policy = field(default_factory=Policy)
     known: KnownAttempts = field(default_factory=KnownAttempts)

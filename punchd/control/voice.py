@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import trio
+
 from punchd.attempt.trace import Recorder
 from punchd.control.answers import Answer, Error, Ok, Progress, Stage
 from punchd.control.requests import Protocol as Transport
@@ -35,6 +37,7 @@ class AttemptVoice:
         self.recorder = recorder
         self.won = False
         self.is_over = False  # the verdict was given
+        self.delivered = trio.Event()  # the descriptor has left, or never will: none of it is ours any more
 
     def relay(self, round_number: int, technique: str, token: tokens.Token) -> None:
         self._progress(round_number, technique, Stage.RELAY, tokens.encode(token))
@@ -50,7 +53,7 @@ class AttemptVoice:
 
     def succeeded(self, technique: Technique[Any], hole: Hole) -> None:
         answer = Ok(self._id, technique.name, Transport(technique.protocol), hole.local, hole.remote)
-        self._line.answer(answer, hole.fd, self._line.release_slot)
+        self._line.answer(answer, hole.fd, self._deliver)
         self._line.forget(self._id)
         self.won = self.is_over = True
 
@@ -58,6 +61,10 @@ class AttemptVoice:
         self._line.answer(Error(self._id, code, text), None, self._line.release_slot)
         self._line.forget(self._id)
         self.is_over = True
+
+    def _deliver(self) -> None:
+        self._line.release_slot()
+        self.delivered.set()
 
     def _progress(self, number: int, technique: str, stage: Stage, detail: str, text: str | None = None) -> None:
         self._line.answer(Progress(self._id, number, technique, stage, detail, text))

@@ -1,29 +1,34 @@
 """Capabilities: which this process holds, and how a daemon started by root lets go of all others.
 
-Theory of operation. `sudo punchd` starts with everything. It binds its socket and then, before trio starts (system
-calls below act on one thread only), goes down in named stages:
+Theory of operation. `sudo punchd` starts with everything, and an ordinary user may start it with more than it needs. It
+binds its socket and then, before trio starts (system calls below act on one thread only), goes down in named stages:
 
     1  bounding set      nothing but the two capabilities can ever be had again, not even by exec (this needs
                          CAP_SETPCAP, which a container may have taken away; stages 4 and 5 then do the same)
     2  keep              PR_SET_KEEPCAPS: permitted capabilities survive the change of user
-    3  user              setgroups, setresgid, setresuid to the service user, if there is one
+    3  user              setgroups, setresgid, setresuid to the service user, if there is one; else root's groups go,
+                         and no real or saved id stays that differs from the effective one
     4  capabilities      CAP_NET_RAW and CAP_NET_ADMIN permitted and effective, nothing inheritable
     5  no new privileges no setuid program can give anything back
     6  not dumpable      no core file and no ptrace by others: the process holds keys of attempts
+    7  check             what the kernel says of the process now: with anything beyond that it does not run
+
+Where there is nothing to drop, because a service manager has done it, only 5 to 7 happen: its filter of system calls
+may end a process that so much as asks for the others.
 
 Without a service user it stays uid 0 with just the two capabilities: still no file of others can be read (that needs
 CAP_DAC_OVERRIDE), no other process killed.
-
-Under systemd the unit does all of it, and nothing is left to do here.
 
 Source: capabilities(7), prctl(2), capset(2).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import pwd
+import resource
 import struct
 from collections.abc import Sequence
 
@@ -37,8 +42,11 @@ _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _VERSION_3 = 0x20080522  # linux/capability.h
 
+MOST_DESCRIPTORS = 65_536
+
 _SETPCAP = 8  # linux/capability.h
 _NUMBERS = {Capability.NET_ADMIN: 12, Capability.NET_RAW: 13}
+_TWO = sum(1 << number for number in _NUMBERS.values())
 
 
 def held() -> Capability:
@@ -52,36 +60,71 @@ def held() -> Capability:
 
 
 def can_drop() -> bool:
-    """Whether this is root with more than the two capabilities."""
-    return os.geteuid() == 0 and bool(_status_mask("CapEff") & ~sum(1 << number for number in _NUMBERS.values()))
+    """Whether there is more than the two capabilities, or another user or group to be had back."""
+    return bool(_excess())
 
 
 def drop(user: pwd.struct_passwd | None) -> None:
     """Go down to the two capabilities, as `user` if there is one. Single-threaded programs only.
 
     Raises:
-        KernelError: a stage failed; the process may be half-way and must end.
+        KernelError: a stage failed, or more than that is left; the process may be half-way and must end.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    keep = _status_mask("CapPrm") & sum(1 << number for number in _NUMBERS.values())
+    if user is not None or can_drop():
+        _let_go(libc, user)
+    _check("forbid new privileges", libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _check("forbid dumps", libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+    if left := _excess():
+        raise KernelError(f"more privileges are left than punchd needs: {left}")
+
+
+def _let_go(libc: ctypes.CDLL, user: pwd.struct_passwd | None) -> None:
+    keep = _status_mask("CapPrm") & _TWO
     may_bound = _status_mask("CapEff") >> _SETPCAP & 1
     for number in range(_last_capability() + 1) if may_bound else ():
         if not keep >> number & 1:
             _check("drop from the bounding set", libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0))
-    if user is not None:
-        _check("keep capabilities", libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
-        try:
-            os.setgroups([])
-            os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
-            os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
-        except OSError as error:
-            raise KernelError(f"become {user.pw_name}: {error.strerror}") from None
+    _check("keep capabilities", libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    _change_user(user)
     header = struct.pack("Ii", _VERSION_3, 0)
     low, high = keep & 0xFFFFFFFF, keep >> 32
     data = struct.pack("6I", low, low, 0, high, high, 0)
     _check("set capabilities", libc.capset(header, data))
-    _check("forbid new privileges", libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    _check("forbid dumps", libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+
+def _change_user(user: pwd.struct_passwd | None) -> None:
+    uid, gid = (user.pw_uid, user.pw_gid) if user is not None else (os.geteuid(), os.getegid())
+    try:
+        if user is not None:
+            os.setgroups([])
+        elif uid == 0:
+            with contextlib.suppress(PermissionError):  # a container's root may not; its groups are the container's
+                os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    except OSError as error:
+        name = user.pw_name if user is not None else f"uid {uid} and nobody else"
+        raise KernelError(f"become {name}: {error.strerror}") from None
+
+
+def _excess() -> str:
+    """What this process has beyond the two capabilities and its one user; empty: nothing."""
+    masks = {name: _status_mask(name) & ~_TWO for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")}
+    found = [f"{name} {mask:#x}" for name, mask in masks.items() if mask]
+    for name, ids in (("uids", os.getresuid()), ("gids", os.getresgid())):
+        if len(set(ids)) > 1:
+            found.append(f"{name} {', '.join(map(str, ids))}")
+    return "; ".join(found)
+
+
+def allow_descriptors() -> None:
+    """Raise the limit of open files to what the process may have: a full house of attempts takes thousands."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, MOST_DESCRIPTORS)
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a filter of system calls; the host's own limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _check(what: str, result: int) -> None:

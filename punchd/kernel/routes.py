@@ -65,6 +65,8 @@ class Routes:
         except NetlinkError as error:
             name = errno.errorcode.get(error.code, str(error.code))
             raise KernelError(f"no route to {ip}: {name} {os.strerror(error.code)}") from None
+        finally:
+            self._forget_acknowledgements()
         if answer["type"] != _RTN_UNICAST:
             what = _RTN_NAMES.get(answer["type"], "not reachable")
             raise DeniedError(Code.BAD_ADDRESS, f"{ip} is {what}")
@@ -72,3 +74,9 @@ class Routes:
         if source is None:
             raise KernelError(f"no route to {ip}: no local address to send from")
         return Route(ip_address(source), answer.get("oif") or 0)
+
+    def _forget_acknowledgements(self) -> None:
+        """pyroute2 0.9.7 takes the answer and keeps what comes behind it for ever, 0.6 KiB a question (measured)."""
+        left = self._netlink.asyncore.msg_queue.root
+        while not left.empty():
+            left.get_nowait()

@@ -39,7 +39,7 @@ from collections.abc import Iterable
 
 import trio
 
-from punchd.endpoint import Endpoint
+from punchd.endpoint import Endpoint, IPAddress
 from punchd.errors import Code, PunchError
 from punchd.technique import Agreed
 
@@ -49,22 +49,35 @@ _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ, _TCP_REPAIR_OPTIONS, _TCP_REPAIR
 _REPAIR_ON, _REPAIR_OFF, _REPAIR_OFF_NO_PROBE = 1, 0, -1
 _NO_QUEUE, _RECV_QUEUE, _SEND_QUEUE = 0, 1, 2
 _BACKLOG = 16
+_NETWORK_HEADER = 0xFFF00000  # SKF_NET_OFF, linux/filter.h, as an unsigned number
 # Milliseconds. If this process is killed before anybody has answered a forged connection, the kernel goes on sending
 # its FIN for so long, instead of for minutes.
 _UNPROVEN_MS = 5_000
 _UNSYNCHRONIZED = frozenset({2, 3, 7, 10, 12})  # SYN_SENT, SYN_RECV, CLOSE, LISTEN, NEW_SYN_RECV; linux/tcp_states.h
-_UNANSWERED = frozenset({2, 7})  # SYN_SENT, CLOSE
+_SYN_SENT = 2
+_UNANSWERED = frozenset({_SYN_SENT, 7})  # and CLOSE
 _SYSTEMS_TTL = -1  # ip(7), ipv6(7)
 
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, 0
 
 
-def _drop_from(ports: Iterable[int]) -> bytes:
-    """`struct sock_filter[]`: drop what comes from these ports, pass the rest. A TCP filter sees the TCP header."""
-    unwanted = list(ports)
-    load_source_port, jump_equal, give_back = 0x28, 0x15, 0x06  # BPF_LD | BPF_H | BPF_ABS, BPF_JMP | BPF_JEQ, BPF_RET
-    steps = [(load_source_port, 0, 0, 0)]
-    steps += [(jump_equal, len(unwanted) - index, 0, port) for index, port in enumerate(unwanted)]
+def _hear_from(peer: IPAddress, deaf_to: Iterable[int]) -> bytes:
+    """`struct sock_filter[]`: pass what comes from `peer`, but not from these of its ports; drop all else.
+
+    A TCP filter sees the TCP header; the IP header is to be had at negative offsets.
+    """
+    unwanted = list(deaf_to)
+    load_word, load_half, jump_equal, give_back = 0x20, 0x28, 0x15, 0x06  # BPF_LD | …, BPF_JMP | BPF_JEQ, BPF_RET
+    at = _NETWORK_HEADER + (12 if peer.version == 4 else 8)  # the source address
+    words = struct.iter_unpack("!I", peer.packed)
+    steps: list[tuple[int, int, int, int]] = []
+    left = len(peer.packed) // 4 * 2 + 1 + len(unwanted) + 1  # steps before the last one, which drops
+    for index, (word,) in enumerate(words):
+        steps.append((load_word, 0, 0, at + 4 * index))
+        steps.append((jump_equal, 0, left - len(steps) - 1, word))
+    steps.append((load_half, 0, 0, 0))
+    for port in unwanted:
+        steps.append((jump_equal, left - len(steps) - 1, 0, port))
     steps += [(give_back, 0, 0, 0xFFFFFFFF), (give_back, 0, 0, 0)]
     return b"".join(struct.pack("HBBI", *step) for step in steps)
 
@@ -104,9 +117,12 @@ class Placeholder:
         """Hear nothing and answer nothing from now on."""
         self._filter(_DROP_ALL)
 
-    def open(self, deaf_to: Iterable[int] = ()) -> None:
-        """Listen from now on, but stay deaf to segments from these ports."""
-        self._filter(_drop_from(deaf_to))
+    def open(self, peer: IPAddress, deaf_to: Iterable[int] = ()) -> None:
+        """Listen to this address from now on, but stay deaf to segments from these of its ports.
+
+        Strangers get no answer at all: a SYN-ACK and the RST after it would tell them that something is there.
+        """
+        self._filter(_hear_from(peer, deaf_to))
 
     def _filter(self, program: bytes) -> None:
         """Replace the socket's filter at once: there is no moment without one."""
@@ -161,6 +177,7 @@ def begin_connect(local: Endpoint, remote: Endpoint, isn: int | None = None, ttl
             _set(found, _TCP_QUEUE_SEQ, _signed(isn))
             _set(found, _TCP_REPAIR_QUEUE, _NO_QUEUE)  # else TCP_QUEUE_SEQ can be read for ever
             _set(found, _TCP_REPAIR, _REPAIR_OFF)
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the end of repair mode takes it away
         if ttl is not None:
             _set_ttl(found, ttl)
         with contextlib.suppress(BlockingIOError):
@@ -172,6 +189,35 @@ def begin_connect(local: Endpoint, remote: Endpoint, isn: int | None = None, ttl
             found.close()
         raise PunchError(Code.NETWORK, f"connect {local} to {remote}: {_reason(error)}") from None
     return found
+
+
+def bind_beside(found: socket.socket, local: Endpoint) -> None:
+    """Bind an application's socket to a port that sockets of the attempt share already, none of which listens.
+
+    Raises:
+        OSError: as bind(2).
+    """
+    before = found.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found.bind(local.sockaddr)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, before)
+
+
+def connect_low(found: socket.socket, remote: Endpoint, ttl: int | None) -> None:
+    """Send a SYN with this TTL (None: the system's); what follows it goes at the TTL that the socket had before.
+
+    Raises:
+        OSError: as connect(2), EINPROGRESS included. It may block, if others hold the socket.
+    """
+    if ttl is None:
+        found.connect(remote.sockaddr)
+        return
+    before = _ttl(found)
+    _set_ttl(found, ttl)
+    try:
+        found.connect(remote.sockaddr)
+    finally:
+        _set_ttl(found, before)
 
 
 async def established(connecting: socket.socket) -> int:
@@ -239,6 +285,11 @@ def is_synchronized(connection: socket.socket) -> bool:
     return _state(connection) not in _UNSYNCHRONIZED
 
 
+def is_connecting(connection: socket.socket) -> bool:
+    """Whether its SYN is under way and unanswered."""
+    return _state(connection) == _SYN_SENT
+
+
 def is_unanswered(connection: socket.socket) -> bool:
     """Whether nothing but an error has answered its SYN; false once the peer's own SYN has met it."""
     return _state(connection) in _UNANSWERED
@@ -264,6 +315,12 @@ def _socket(local: Endpoint) -> socket.socket:
 
 def _state(connection: socket.socket) -> int:
     return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
+def _ttl(found: socket.socket) -> int:
+    if found.family == socket.AF_INET6:
+        return found.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+    return found.getsockopt(socket.IPPROTO_IP, socket.IP_TTL)
 
 
 def _set_ttl(found: socket.socket, ttl: int) -> None:

@@ -32,12 +32,15 @@ import trio
 
 from punchd.endpoint import Endpoint, IPAddress
 from punchd.errors import Code, DecodeError, PunchError
+from punchd.kernel.passed import PassedSocket
 from punchd.kernel.raw import REFUSED
 from punchd.technique import Complaint
 from punchd.wire import icmp, probe
 
 MAX_DATAGRAM = 2048  # bytes; longer ones are nobody's probes and STUN answers, and peeking does not shorten them
 _UDP_HEADER = 8
+_LOOK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+_MOST_QUEUED = 10_000  # datagrams; far more than a receive buffer holds
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; the socket module has no name for it
 # in.h and in6.h, errqueue.h
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
@@ -80,21 +83,32 @@ class Complained:
 class UdpSocket:
     """One bound UDP socket. Whoever made it closes it, unless `part` gave it away."""
 
-    def __init__(self, local: Endpoint) -> None:
+    def __init__(self, local: Endpoint, passed: PassedSocket | None = None) -> None:
         """Bind to `local`; port 0 lets the kernel choose.
+
+        Args:
+            local: where; of an application's socket that is bound already, where that is.
+            passed: an application's socket to use instead of a new one. It has other holders, and what they do to it
+                is seen to in every call.
 
         Raises:
             PunchError: port-in-use; network, for anything else that the kernel has against it.
         """
-        family = socket.AF_INET6 if local.ip.version == 6 else socket.AF_INET
         self._ipv6 = local.ip.version == 6
-        self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._parts_blocking = passed is None or passed.is_blocking
+        if passed is None:
+            family = socket.AF_INET6 if self._ipv6 else socket.AF_INET
+            self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        else:
+            self._socket = passed.borrow()
         try:
-            if self._ipv6:
-                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             self._hear_errors(True)
-            self._socket.bind(local.sockaddr)
-            self.local = Endpoint.from_sockaddr(self._socket.getsockname())
+            if passed is None or passed.bound is None:
+                if self._ipv6:
+                    self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                self._socket.bind(local.sockaddr)
+                local = Endpoint.from_sockaddr(self._socket.getsockname())
+            self.local = local
         except OSError as error:
             self._socket.close()
             taken = error.errno == errno.EADDRINUSE
@@ -112,7 +126,7 @@ class UdpSocket:
         control = [] if ttl is None else [(level, option, struct.pack("i", ttl))]
         for _ in range(_SEND_TRIES):
             try:
-                self._socket.sendmsg([data], control, 0, to.sockaddr)
+                self._socket.sendmsg([data], control, socket.MSG_DONTWAIT, to.sockaddr)
             except OSError as error:
                 failure = error
             else:
@@ -130,7 +144,7 @@ class UdpSocket:
     def peek(self) -> tuple[bytes, Endpoint] | None:
         """The first datagram in the queue, which stays there; its first 2,048 bytes. None: there is none."""
         try:
-            data, source = self._socket.recvfrom(MAX_DATAGRAM, socket.MSG_PEEK)
+            data, source = self._socket.recvfrom(MAX_DATAGRAM, _LOOK)
         except BlockingIOError:
             return None
         except OSError:
@@ -168,14 +182,14 @@ class UdpSocket:
     def discard(self) -> None:
         """Remove the first datagram from the queue."""
         try:
-            self._socket.recv(1)  # a recv(0) never reaches the kernel
+            self._socket.recv(1, socket.MSG_DONTWAIT)  # a recv(0) never reaches the kernel
         except OSError:
             return
 
     def part(self, remote: Endpoint) -> int:
         """Connect to `remote` and give the descriptor away; the caller owns it, this object is empty.
 
-        The socket is blocking, its TTL the system's, and filters late probes.
+        The socket is blocking (an application's own one as it was), its TTL the system's, and filters late probes.
 
         Raises:
             PunchError: network, when the kernel refuses; the socket is still ours then.
@@ -188,14 +202,14 @@ class UdpSocket:
             raise PunchError(Code.NETWORK, f"connect to {remote}: {_reason(error)}") from None
         self._clear_queue(remote)
         self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # fetched and thereby gone
-        self._socket.setblocking(True)
+        self._socket.setblocking(self._parts_blocking)
         return self._socket.detach()
 
     def _clear_queue(self, remote: Endpoint) -> None:
         """Remove what stands before the first datagram of the peer's application."""
-        while True:
+        for _ in range(_MOST_QUEUED):
             try:
-                data, source = self._socket.recvfrom(MAX_DATAGRAM, socket.MSG_PEEK)
+                data, source = self._socket.recvfrom(MAX_DATAGRAM, _LOOK)
             except BlockingIOError:
                 return
             except OSError:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from punchd.punch.listener import Listener
     from punchd.punch.news import News
     from punchd.punch.settings import Forward, Settings
+    from punchd.punch.talk import Carry
     from punchd.rendezvous.identity import Identity
 
 
@@ -65,12 +66,14 @@ async def connect(
     wanted: bytes,
     identify: Callable[[], Identity] | None,
     forwards: list[Forward],
+    carry: Carry | None = None,
 ) -> None:
     """Call somebody: once, or for each connection to a local port, for ever.
 
     Args:
         wanted: fingerprint of the key to be reached.
         identify: loads the own key; None: plain.
+        carry: what the connection is for, if not for standard input and output.
 
     Raises:
         EndedError: see `Exit`.
@@ -87,7 +90,7 @@ async def connect(
 
         async def call() -> None:
             if not forwards:
-                return await connector.connect(caller)
+                return await connector.connect(caller, carry)
             await caller.find()
             return await forward.serve(caller, forwards)
 

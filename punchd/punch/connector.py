@@ -25,7 +25,7 @@ from punchd.punch.outcomes import EndedError, Exit
 from punchd.punch.records import Wish
 from punchd.punch.sockets import keep_alive
 from punchd.punch.stdio import Stdio
-from punchd.punch.talk import talk
+from punchd.punch.talk import Carry, talk
 from punchd.rendezvous.client import RendezvousError
 from punchd.rendezvous.identity import address
 
@@ -150,13 +150,16 @@ def new_call(caller: Caller, *, is_one_of_many: bool) -> Iterator[tuple[Box, New
         yield box, caller.news.of_call(call_id, is_one_of_many=is_one_of_many)
 
 
-async def connect(caller: Caller) -> None:
-    """A call with standard input and output, to its end.
+async def connect(caller: Caller, carry: Carry | None = None) -> None:
+    """A call, with standard input and output or for `carry`, to its end.
 
     Raises:
         EndedError: there was no connection, or it broke.
     """
     with new_call(caller, is_one_of_many=False) as (box, news):
         hole = await caller.call(box, None, news)
-        await talk(hole, caller.mailroom, box, Stdio())
+        if carry is not None:
+            await carry(hole, caller.mailroom, box)
+        else:
+            await talk(hole, caller.mailroom, box, Stdio())
     news.say("ended", "the connection has ended")

@@ -23,7 +23,7 @@ from punchd.punch.records import Wish
 from punchd.punch.relay import relay
 from punchd.punch.sockets import TargetError, dial, keep_alive
 from punchd.punch.stdio import Stdio
-from punchd.punch.talk import talk
+from punchd.punch.talk import Carry, talk
 
 if TYPE_CHECKING:
     from punchd.punch.holes import Puncher
@@ -40,10 +40,19 @@ class Listener:
     Args:
         timeout_s: for a call.
         keep: whether a listener for standard input and output goes on after the first connection.
+        carry: what connections are for, if not for standard input and output.
     """
 
     def __init__(
-        self, puncher: Puncher, identity: Identity, policy: Policy, news: News, *, timeout_s: float, keep: bool
+        self,
+        puncher: Puncher,
+        identity: Identity,
+        policy: Policy,
+        news: News,
+        *,
+        timeout_s: float,
+        keep: bool,
+        carry: Carry | None = None,
     ) -> None:
         self._puncher = puncher
         self._identity = identity
@@ -51,6 +60,7 @@ class Listener:
         self._admission = Admission(policy)
         self._news = news
         self._timeout_s = timeout_s
+        self._carry = carry
         self._is_once = not keep and not policy.targets
         self._nursery: trio.Nursery | None = None
         self._mailroom: Mailroom | None = None
@@ -145,6 +155,8 @@ class Listener:
         stream, target = hole.secured.stream, hole.secured.target
         if target is not None and stream is not None:
             await relay(stream, target)
+        elif self._mailroom is not None and self._carry is not None:
+            await self._carry(hole, self._mailroom, box)
         elif self._mailroom is not None:
             await talk(hole, self._mailroom, box, Stdio(is_last=self._is_once))
 

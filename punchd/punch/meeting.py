@@ -48,13 +48,13 @@ async def rendezvous(settings: Settings, news: News) -> AsyncIterator[Rendezvous
     if not where.is_tls and not _is_loopback(where.host):
         news.warn(f"{where}: without https everybody on the way can read and change signals")
     try:
-        async with Rendezvous.open(str(where), tls=_authority(settings.ca) if settings.ca else None) as service:
+        async with Rendezvous.open(str(where), tls=authority(settings.ca) if settings.ca else None) as service:
             yield service
     except RendezvousError as error:
         raise EndedError(Exit.RENDEZVOUS, str(error)) from None
 
 
-def _authority(path: str) -> ssl.SSLContext:
+def authority(path: str) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=path)
     except ssl.SSLError:

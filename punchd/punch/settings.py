@@ -1,4 +1,4 @@
-"""What both commands are told: command line over environment over file. Pure.
+"""What the commands are told: command line over environment over file. Pure.
 
     rendezvous = "https://rendezvous.example:5025"
     techniques = ["tcp-syni"]
@@ -17,10 +17,11 @@ from punchd import knobs
 from punchd.errors import ConfigError, DecodeError
 from punchd.knobs import key, knob
 from punchd.punch.target import is_target
-from punchd.rendezvous import client_url
-from punchd.rendezvous.client_url import Url
+from punchd.web import client_url
+from punchd.web.client_url import Url
 
 VARIABLE = "PUNCH_RENDEZVOUS"
+BROKER_VARIABLE = "PUNCH_BROKER"
 LEAST_TIMEOUT_S = 5
 MOST_TIMEOUT_S = 120
 
@@ -37,6 +38,7 @@ class Settings:
     techniques: tuple[str, ...] | None = knob(None, "what to try, in this order")
     stun: tuple[str, int] | None = knob(None, "STUN server, HOST:PORT, instead of the daemon's")
     timeout: int = knob(45, "seconds until a call must be connected", LEAST_TIMEOUT_S, MOST_TIMEOUT_S)
+    broker: str | None = knob(None, "URL of the session broker, https://HOST")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,8 @@ def build(table: Mapping[str, Any], where: str, base: Settings) -> Settings:
 
 def environment(variables: Mapping[str, str], base: Settings) -> Settings:
     """`base` with what the environment says put over it."""
-    given = variables.get(VARIABLE)
-    return replace(base, rendezvous=given) if given else base
+    rendezvous = variables.get(VARIABLE) or base.rendezvous
+    return replace(base, rendezvous=rendezvous, broker=variables.get(BROKER_VARIABLE) or base.broker)
 
 
 def server(settings: Settings) -> Url:
@@ -86,7 +88,7 @@ def server(settings: Settings) -> Url:
         raise ConfigError(
             "no rendezvous server: expected --rendezvous URL, PUNCH_RENDEZVOUS, or the configuration file"
         )
-    return client_url.parse(settings.rendezvous)
+    return client_url.parse(settings.rendezvous, "rendezvous URL")
 
 
 def read_key(text: str, where: str) -> bytes:
@@ -140,9 +142,9 @@ def _value(name: str, value: Any, where: str) -> Any:
                 raise ConfigError(f"{where}: {error}") from None
         case "stun" if isinstance(value, str):
             return knobs.host_port(value, where)
-        case "rendezvous" if isinstance(value, str) and value:
+        case "rendezvous" | "broker" if isinstance(value, str) and value:
             return value
-        case "rendezvous" | "stun":
+        case "rendezvous" | "broker" | "stun":
             raise ConfigError(f"{where}: expected text, got {knobs.shown(value)}")
         case _:
             return knobs.path(value, where)

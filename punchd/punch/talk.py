@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from punchd.punch.datagrams import Talk
 from punchd.punch.hole import Hole
 from punchd.punch.mail import Box, Mailroom
 from punchd.punch.messages import Message
 from punchd.punch.relay import relay
 from punchd.punch.stdio import Stdio
+
+# What a call is for, where it is not this talk: it gets the hole, and closes it.
+Carry = Callable[[Hole, Mailroom, Box], Awaitable[None]]
 
 
 async def talk(hole: Hole, mailroom: Mailroom, box: Box, stdio: Stdio) -> None:

@@ -23,7 +23,7 @@ import trio
 
 from punchd.errors import DecodeError, PunchdError
 from punchd.punch import records
-from punchd.rendezvous.identity import fingerprint
+from punchd.rendezvous.identity import fingerprint, raw
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -136,7 +136,7 @@ def fingerprint_of(der: bytes) -> bytes:
         raise UnsafeError("certificate: expected one of X.509 in DER") from None
     if not isinstance(key, Ed25519PublicKey):
         raise UnsafeError("certificate: expected an Ed25519 key, got another kind")
-    return fingerprint(key.public_bytes_raw())
+    return fingerprint(raw(key))
 
 
 async def connect(sock: trio.socket.SocketType, own: Identity, listener: bytes, wish: records.Wish) -> Peer:

@@ -29,7 +29,7 @@ from ipaddress import ip_address
 
 from punchd import __version__
 from punchd.endpoint import IPAddress
-from punchd.errors import DecodeError
+from punchd.errors import DecodeError, StoreError
 from punchd.rendezvous import answers, identity, page
 from punchd.rendezvous.access import Deed, Rates
 from punchd.rendezvous.aliases import Bound
@@ -37,7 +37,7 @@ from punchd.rendezvous.feed import Feed
 from punchd.rendezvous.identity import Binding
 from punchd.rendezvous.settings import Settings
 from punchd.rendezvous.signals import Posted
-from punchd.rendezvous.store import Store, StoreError
+from punchd.rendezvous.store import Store
 from punchd.rendezvous.views import View
 from punchd.web.messages import Answer, LongPoll, Request, Response, Upgrade, json_response
 

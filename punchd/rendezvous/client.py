@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from punchd.endpoint import Endpoint
-from punchd.rendezvous import client_url
 from punchd.rendezvous.client_answers import Presence, Signal
 from punchd.rendezvous.client_errors import (
     IdentityLostError,
@@ -48,6 +47,8 @@ from punchd.rendezvous.client_session import Session
 from punchd.rendezvous.identity import fingerprint
 from punchd.rendezvous.keeper import Timing
 from punchd.rendezvous.views import SeenAddress
+from punchd.web import client_url
+from punchd.web.client_stream import tls_context
 
 if TYPE_CHECKING:
     import ssl
@@ -106,14 +107,10 @@ class Rendezvous:
             ConfigError: `url` is none.
             UnreachableError, InsecureError, NotRendezvousError, RefusedError: could not register; tried once.
         """
-        where = client_url.parse(url)
-        if not where.is_tls:
-            tls = None
-        elif tls is None:
-            import ssl
-
-            tls = ssl.create_default_context()
-        session = Session(where, udp or (where.host, UDP_PORT), tls, timing or Timing(), is_signed=signed)
+        where = client_url.parse(url, "rendezvous URL")
+        session = Session(
+            where, udp or (where.host, UDP_PORT), tls_context(where, tls), timing or Timing(), is_signed=signed
+        )
         failure: Exception | None = None
         try:
             async with trio.open_nursery() as nursery:

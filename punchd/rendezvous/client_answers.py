@@ -20,7 +20,6 @@ from punchd.rendezvous.pulse import ID_SIZE, KEY_SIZE
 from punchd.rendezvous.views import SeenAddress
 
 _SHOWN_CHARACTERS = 200  # of what a server says, in an error message
-_MOST_RETRY_S = 60.0  # a server may not put its clients to sleep
 _LATEST_S = 1 << 40  # Unix seconds beyond this are no time
 
 
@@ -119,13 +118,6 @@ def objection(body: bytes) -> Objection:
     if not re.fullmatch(r"[A-Z_]{1,40}", code):
         raise DecodeError("error: expected a code")
     return Objection(code, message[:_SHOWN_CHARACTERS])
-
-
-def retry_after_s(field: str | None) -> float:
-    """The field Retry-After in seconds (RFC 9110 §10.2.3); 1 if it is missing or a date, at most 60."""
-    if field is None or not re.fullmatch(r"[0-9]{1,9}", field):
-        return 1.0
-    return min(float(field), _MOST_RETRY_S)
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -24,16 +24,18 @@ from punchd.rendezvous import identity
 from punchd.rendezvous.client_answers import Membership, Presence, Signal
 from punchd.rendezvous.client_errors import (
     IdentityLostError,
+    InsecureError,
     NotRendezvousError,
     PeerGoneError,
     RefusedError,
     RendezvousError,
     UnreachableError,
 )
-from punchd.rendezvous.client_http import HttpClient, Reply, named
-from punchd.rendezvous.client_url import Url
 from punchd.rendezvous.identity import Binding
 from punchd.rendezvous.views import SeenAddress
+from punchd.web.client_http import HttpClient, Reply, retry_after_s
+from punchd.web.client_stream import Server
+from punchd.web.client_url import Url
 
 PATIENCE_S = 15.0  # with a server that does not answer
 FIRST_PAUSE_S = 0.25
@@ -43,6 +45,11 @@ _BUSY = frozenset({502, 503, 504})  # of a proxy whose server is being restarted
 _ValueT = TypeVar("_ValueT")
 
 
+def server(url: Url) -> Server:
+    """Of which our HTTP client tells in these words."""
+    return Server(url, "rendezvous server", UnreachableError, InsecureError, NotRendezvousError)
+
+
 class Requests:
     """A server's routes, over one connection. `key` is that of the caller.
 
@@ -50,8 +57,8 @@ class Requests:
     if there is one that says no, and IdentityLostError if the server does not know the key.
     """
 
-    def __init__(self, url: Url, http: HttpClient) -> None:
-        self._who = named(url)
+    def __init__(self, server: Server, http: HttpClient) -> None:
+        self._who = str(server)
         self._http = http
 
     async def register(self, *, patience_s: float) -> tuple[Membership, int]:
@@ -143,12 +150,13 @@ class Requests:
         patience_s: float | None = None,
     ) -> Reply:
         method, path = route.split(" ", 1)
+        bearer = None if key is None else key.hex()
         patience_s = PATIENCE_S if patience_s is None else patience_s
         give_up_at = trio.current_time() + patience_s
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                reply = await self._http.ask(method, path, key=key, body=body, wait_s=wait_s)
+                reply = await self._http.ask(method, path, bearer=bearer, body=body, wait_s=wait_s)
             except UnreachableError:
                 if trio.current_time() + pause_s > give_up_at:
                     raise
@@ -156,7 +164,7 @@ class Requests:
                 await trio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 (no secret)
                 pause_s = min(2 * pause_s, MOST_PAUSE_S)
                 continue
-            asked_s = answers.retry_after_s(reply.fields.get("retry-after"))
+            asked_s = retry_after_s(reply.fields.get("retry-after"))
             is_in_time = trio.current_time() + asked_s <= give_up_at
             if reply.status != 429 and not (reply.status in _BUSY and is_in_time):
                 return reply

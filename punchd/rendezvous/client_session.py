@@ -21,12 +21,12 @@ import trio
 from punchd.rendezvous import pulse
 from punchd.rendezvous.client_answers import Membership, Signal
 from punchd.rendezvous.client_errors import IdentityLostError, RendezvousError, UnreachableError
-from punchd.rendezvous.client_http import CONNECT_S, HttpClient, named
 from punchd.rendezvous.client_pulses import PulsePort
-from punchd.rendezvous.client_requests import Requests
-from punchd.rendezvous.client_url import Url
+from punchd.rendezvous.client_requests import Requests, server
 from punchd.rendezvous.keeper import Action, Event, Keeper, Timing
 from punchd.rendezvous.network_watch import NetworkWatch
+from punchd.web.client_http import CONNECT_S, HttpClient
+from punchd.web.client_url import Url
 
 if TYPE_CHECKING:
     import ssl
@@ -63,12 +63,13 @@ class Session:
     def __init__(
         self, url: Url, udp: tuple[str, int], tls: ssl.SSLContext | None, timing: Timing, *, is_signed: bool
     ) -> None:
-        self.name = named(url)
+        where = server(url)
+        self.name = str(where)
         self.client_id = b""
-        self._http = HttpClient(url, tls)
-        self._poll_http = HttpClient(url, tls)
-        self.requests = Requests(url, self._http)
-        self._polls = Requests(url, self._poll_http)
+        self._http = HttpClient(where, tls)
+        self._poll_http = HttpClient(where, tls)
+        self.requests = Requests(where, self._http)
+        self._polls = Requests(where, self._poll_http)
         self._keeper = Keeper(timing)
         self._pulses = PulsePort(*udp, self._on_reply)
         self._watch = NetworkWatch()

@@ -13,9 +13,10 @@ import json
 
 import trio
 
+from punchd.errors import StoreError
 from punchd.rendezvous import answers
 from punchd.rendezvous.signals import Signal
-from punchd.rendezvous.store import Ended, Store, StoreError
+from punchd.rendezvous.store import Ended, Store
 from punchd.web.messages import Response
 from punchd.web.websocket import WebSocket, WebSocketClosedError
 

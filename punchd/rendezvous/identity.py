@@ -33,7 +33,7 @@ from punchd.errors import ConfigError, DecodeError
 from punchd.rendezvous import bech32m
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 KIND = "punch"
 FINGERPRINT_SIZE = 20
@@ -79,7 +79,7 @@ class Identity:
 
     def __init__(self, private_key: Ed25519PrivateKey) -> None:
         self._private_key = private_key
-        self.public_key: bytes = private_key.public_key().public_bytes_raw()
+        self.public_key: bytes = raw(private_key.public_key())
 
     def __repr__(self) -> str:
         return f"Identity({self.address})"
@@ -120,6 +120,13 @@ def read_address(text: str) -> bytes:
         return bech32m.decode(KIND, text, FINGERPRINT_SIZE)
     except DecodeError as error:
         raise DecodeError(f"address {text[:60]!r}: {error}") from None
+
+
+def raw(key: Ed25519PublicKey) -> bytes:
+    """The 32 bytes of a public key. Its method `public_bytes_raw` is younger than Debian 12's cryptography 38."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return key.public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
 def generate() -> Identity:

@@ -26,10 +26,11 @@ from dataclasses import dataclass
 
 import trio
 
+from punchd.errors import StoreError
 from punchd.rendezvous import packet_info, pulse, source
 from punchd.rendezvous.packet_info import Control
 from punchd.rendezvous.pulse import NO_REPLY, UNKNOWN
-from punchd.rendezvous.store import Store, StoreError
+from punchd.rendezvous.store import Store
 from punchd.web.rate import Limiter
 from punchd.web.shun import Census, Shunned
 

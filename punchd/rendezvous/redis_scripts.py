@@ -31,13 +31,12 @@ The keys of a script are not known before it runs: this takes one Redis (with re
 
 from __future__ import annotations
 
-from hashlib import sha1
-
+from punchd.redis.script import Script, Use
 from punchd.rendezvous.signals import OVERHEAD_BYTES
 
 PREFIX = "punchd:1:"
 CHANNEL = b"punchd:1:wake"
-PROBE = b"punchd:1:probe"
+USE = Use(CHANNEL, b"punchd:1:probe", "punchd.rendezvous", "HTTP gets 503 and pulses nothing")
 
 # Flags of a client.
 NEW = 1  # no pulse was ever accepted
@@ -148,16 +147,13 @@ end
 """
 
 
-class Script:
-    """A script and the name that Redis knows it by. Its own arguments begin at ARGV[5]."""
-
-    def __init__(self, body: str) -> None:
-        self.source = (_COMMON + body).encode()
-        self.sha = sha1(self.source, usedforsecurity=False).hexdigest().encode()
+def _script(body: str) -> Script:
+    """Its own arguments begin at ARGV[5]."""
+    return Script(_COMMON + body)
 
 
 # id, digest, verifier, ip or '', capacity → whether there is room
-REGISTER = Script(f"""
+REGISTER = _script(f"""
 local id, digest, verifier, ip, capacity = unpack(ARGV, 5)
 sweep_clients({SWEPT_BY_REGISTER})
 if call('ZCARD', P .. 'all') >= tonumber(capacity) then
@@ -175,13 +171,13 @@ return 1
 """)
 
 # digest → id or nothing
-AUTHENTICATE = Script("""
+AUTHENTICATE = _script("""
 local key = by_digest(ARGV[5])
 return key and call('HGET', key, 'id')
 """)
 
 # digest, ip or '' → id or nothing
-VERIFY = Script("""
+VERIFY = _script("""
 local key = by_digest(ARGV[5])
 if not key then return false end
 local c = call('HMGET', key, 'id', 'f', 'l')
@@ -196,7 +192,7 @@ return c[1]
 """)
 
 # digest → id or nothing
-LOGOUT = Script("""
+LOGOUT = _script("""
 local key = by_digest(ARGV[5])
 if not key then return false end
 local id = call('HGET', key, 'id')
@@ -205,7 +201,7 @@ return id
 """)
 
 # a new secret, then ids of clients that sent signed pulses → time, the secret, what checks the signature of each
-SIGNERS = Script(f"""
+SIGNERS = _script(f"""
 local secret = call('GET', P .. 'secret') or ARGV[5]
 call('SET', P .. 'secret', secret, 'EX', {SECRET_S})
 local found = {{text(now), secret}}
@@ -218,7 +214,7 @@ return found
 
 # whether addresses may change, whether they must be those of HTTP; then for each pulse: digest, source, '', or, if it
 # is signed: id, source, its time in ms with a letter before: C its cookie is right, N it is not → codes
-PULSES = Script("""
+PULSES = _script("""
 local reverify, same_ip = ARGV[5] == '1', ARGV[6] == '1'
 local SKEW_MS = 60000
 
@@ -265,7 +261,7 @@ return codes
 """)
 
 # id → time, flags, lease, s4, t4, s6, t6, or nothing
-LOOKUP = Script("""
+LOOKUP = _script("""
 local key = by_id(ARGV[5])
 if not key then return false end
 local c = call('HMGET', key, 'f', 'l', 's4', 't4', 's6', 't6')
@@ -273,7 +269,7 @@ return {text(now), unpack(c, 1, 6)}
 """)
 
 # sender, id of the target, text, most in a queue, most that all may cost → 0 sent, 1 unknown, 2 full, 3 exhausted
-POST = Script("""
+POST = _script("""
 local sender, id, data, most, memory = unpack(ARGV, 5)
 if not by_id(id) then return 1 end
 trim(id)
@@ -290,7 +286,7 @@ return 0
 """)
 
 # id, the number of the wait if it has one → time, number, life that is left, signals; or one letter: why there are none
-TAKE = Script("""
+TAKE = _script("""
 local id, number = ARGV[5], ARGV[6]
 local key = by_id(id)
 if not key then return 'G' end
@@ -307,7 +303,7 @@ return {text(now), number, text(life - (now - call('HGET', key, 'l'))), signals}
 """)
 
 # id, then signals as they were
-RETURN = Script("""
+RETURN = _script("""
 local id = ARGV[5]
 if not by_id(id) then return 0 end
 for at = #ARGV, 6, -1 do
@@ -322,7 +318,7 @@ return 0
 """)
 
 # fingerprint, most of a client, the binding → 0 bound, 1 unknown, 2 stale, 3 too many
-BIND = Script("""
+BIND = _script("""
 local print_of_key, most, binding = unpack(ARGV, 5)
 local id = binding:sub(1, 16)
 local key = by_id(id)
@@ -354,13 +350,13 @@ return 0
 """)
 
 # fingerprint → the binding or nothing
-RESOLVE = Script("""
+RESOLVE = _script("""
 local binding = call('GET', P .. 'a:' .. ARGV[5])
 return binding and by_id(binding:sub(1, 16)) and binding
 """)
 
 # most clients and queues → how many were swept, how many clients are online
-SWEEP = Script("""
+SWEEP = _script("""
 local most = tonumber(ARGV[5])
 local swept = math.max(sweep_clients(most), sweep_queues(most))
 local since = text(now - online)

@@ -9,8 +9,8 @@ Who waits for signals waits here; a message of whichever server took the signal,
 wait of it, wakes it. Signals are not in the message: the awakened one takes them from Redis, as a whole or not at all,
 so no two servers deliver the same one. After an outage everybody who waits looks for himself.
 
-When Redis is down, calls raise StoreError (`redis_link.py`). When it comes back without what it had, clients are told
-1060 or 401, and register anew; with it (AOF), they go on.
+When Redis is down, calls raise StoreError (`punchd.redis.link`). When it comes back without what it had, clients are
+told 1060 or 401, and register anew; with it (AOF), they go on.
 
 Source: rendezvous specification §2, D-23; servers specification, "Redis 7 / Valkey from trio".
 """
@@ -25,17 +25,18 @@ from typing import Any
 import trio
 
 from punchd.endpoint import IPAddress
+from punchd.errors import StoreError
+from punchd.redis.link import Link
+from punchd.redis.script import Script
+from punchd.redis.url import Place
 from punchd.rendezvous import hmac_state, pulse, redis_scripts
 from punchd.rendezvous import redis_codec as codec
 from punchd.rendezvous.aliases import Bound
 from punchd.rendezvous.identity import Binding
 from punchd.rendezvous.pulse import ID_SIZE, KEY_SIZE, NO_REPLY, UNKNOWN, Code, SignedPulse, key_digest
-from punchd.rendezvous.redis_link import Link
-from punchd.rendezvous.redis_scripts import Script
-from punchd.rendezvous.redis_url import Place
 from punchd.rendezvous.settings import Limits
 from punchd.rendezvous.signals import Posted, Signal
-from punchd.rendezvous.store import Ended, Registered, StoreError
+from punchd.rendezvous.store import Ended, Registered
 from punchd.rendezvous.views import Policy, Timing, View
 
 SWEEP_S = 1.0  # how often what is gone is swept, and clients online are counted
@@ -96,7 +97,7 @@ class RedisStore:
         self._times = tuple(map(codec.to_us, (timing.online, timing.lifetime, float(limits.signal_seconds))))
         self._waits: dict[bytes, _Wait] = {}
         self._missed = trio.Event()
-        self._link = Link(place, self._hear, self._miss)
+        self._link = Link(place, redis_scripts.USE, hear=self._hear, resync=self._miss)
         self._ahead_s = 0.0  # of the store's time, to trio's
         self._online = 0
 

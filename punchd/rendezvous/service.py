@@ -25,8 +25,9 @@ from prometheus_client import CollectorRegistry
 
 from punchd import knobs, systemd
 from punchd.endpoint import Endpoint, IPAddress
-from punchd.errors import ConfigError
-from punchd.rendezvous import pulses, redis_url, stun_server
+from punchd.errors import ConfigError, StoreError
+from punchd.redis import url as redis_url
+from punchd.rendezvous import pulses, stun_server
 from punchd.rendezvous.access import Deed
 from punchd.rendezvous.aliases import Aliases
 from punchd.rendezvous.api import Api
@@ -35,7 +36,7 @@ from punchd.rendezvous.memory import MemoryStore
 from punchd.rendezvous.metrics import PREFIX, Counts, RendezvousCollector
 from punchd.rendezvous.settings import MEMORY, Settings
 from punchd.rendezvous.signals import Signals
-from punchd.rendezvous.store import Store, StoreError
+from punchd.rendezvous.store import Store
 from punchd.web import limits as web_limits
 from punchd.web import listen
 from punchd.web.messages import Answer, Handler, Request

@@ -15,14 +15,15 @@ from typing import Any
 from punchd import knobs
 from punchd.errors import ConfigError
 from punchd.knobs import knob
-from punchd.rendezvous import redis_url, views
+from punchd.redis import url as redis_url
+from punchd.rendezvous import views
 
 HTTP = ("*:5025",)
 UDP = ("*:5024",)
 STUN = ("*:3478",)
 METRICS = ("127.0.0.1:5026",)
 ON_ADDRESS_CHANGE = ("accept", "reverify")
-MEMORY = "memory"
+MEMORY = redis_url.MEMORY
 _PLACES = ("http", "udp", "stun", "metrics")
 _PATHS = ("tls_cert", "tls_key")
 
@@ -173,12 +174,4 @@ def _value(attribute: str, value: Any, where: str) -> Any:
         case "log_format":
             return knobs.choice(value, where, knobs.LOG_FORMATS)
         case _:
-            return _store(value, where)
-
-
-def _store(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(f"{where}: expected memory or a URL, got {knobs.shown(value)}")
-    if value != MEMORY:
-        redis_url.parse(value, where)
-    return value
+            return redis_url.choice(value, where)

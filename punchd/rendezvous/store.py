@@ -5,7 +5,7 @@ checkpoint. A store has its own clocks: several servers that share one must agre
 
 Cancellation: a call that is cancelled either took place as a whole or not at all.
 
-Errors: each call raises StoreError where the store cannot be reached. HTTP clients hear 503 then, pulses stay
+Errors: each call raises `errors.StoreError` where the store cannot be reached. HTTP clients hear 503 then, pulses stay
 unanswered and are repeated, and a WebSocket is closed with 1013.
 """
 
@@ -17,15 +17,10 @@ from enum import Enum
 from typing import Protocol
 
 from punchd.endpoint import IPAddress
-from punchd.errors import PunchdError
 from punchd.rendezvous.aliases import Bound
 from punchd.rendezvous.identity import Binding
 from punchd.rendezvous.signals import Posted, Signal
 from punchd.rendezvous.views import View
-
-
-class StoreError(PunchdError):
-    """The store does not answer. The message says why, without its address or password."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from punchd.web.head import Head, RefusedError
 from punchd.web.http import CONTINUE, RequestReader, encode
 from punchd.web.limits import Limits
 from punchd.web.messages import Answer, Handler, LongPoll, Problem, Request, Response, Upgrade
+from punchd.web.rate import source_key
+from punchd.web.turns import MOST, Turns
 from punchd.web.websocket import WebSocket
 
 _RECEIVE_BYTES = 16_384
@@ -55,6 +57,7 @@ class Service:
     tls: Callable[[], ssl.SSLContext] | None
     problem: Callable[[Problem], Response]
     counts: Counts = field(default_factory=Counts)
+    turns: Turns = field(default_factory=Turns)
     is_stopping: bool = False
     _date: str = ""
     _date_s: int = -1
@@ -83,6 +86,7 @@ class Connection:
         "_reader",
         "_service",
         "_sock",
+        "_source",
         "_stream",
         "_websocket",
     )
@@ -90,6 +94,7 @@ class Connection:
     def __init__(self, sock: trio.socket.SocketType, peer: Endpoint, service: Service) -> None:
         self._sock = sock
         self._peer = peer
+        self._source = source_key(peer.ip)
         self._service = service
         self._stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] = trio.SocketStream(sock)
         self._reader = RequestReader(service.limits)
@@ -127,6 +132,8 @@ class Connection:
         stream = trio.SSLStream(trio.SocketStream(self._sock), context, server_side=True, https_compatible=True)
         with trio.move_on_after(self._service.limits.tls_s) as self._idle:
             try:
+                await trio.lowlevel.wait_readable(self._sock)
+                await self._service.turns.take(self._source, MOST)
                 await stream.do_handshake()
             except GONE as error:
                 log.debug("%s: TLS handshake failed: %s", self._peer, error.__cause__ or error)
@@ -148,6 +155,7 @@ class Connection:
         if arrived is None:
             return False
         head, request = arrived
+        await self._service.turns.take(self._source)
         answer = await self._call(lambda: self._service.handler(request))
         unsent: Callable[[], Awaitable[None]] | None = None
         if isinstance(answer, LongPoll):
@@ -283,10 +291,13 @@ class Connection:
         service.counts.answers[101] += 1
         service.counts.websockets += 1
         try:
-            self._websocket = WebSocket(protocol, self._stream, self._sock, service.limits)
+            self._websocket = WebSocket(protocol, self._stream, self._sock, service.limits, self._take_turn)
             await self._websocket.run(upgrade, self._reader.rest())
         finally:
             service.counts.websockets -= 1
+
+    async def _take_turn(self, cost: int) -> None:
+        await self._service.turns.take(self._source, cost)
 
     async def _answer(self, response: Response, connection: str | None, *, is_head: bool = False) -> None:
         self._service.counts.answers[response.status] += 1

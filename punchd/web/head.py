@@ -20,6 +20,8 @@ from punchd.web.limits import Limits
 from punchd.web.messages import Headers, Problem
 
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~]+ HTTP/([0-9])\.([0-9])\r\n")
+# A line that is neither NAME: VALUE nor empty. llhttp refuses it, http-parser (in Debian 12's httptools) does not.
+_NO_FIELD = re.compile(rb"\r\n(?![!#$%&'*+.^_`|~0-9A-Za-z-]+:|\r\n|\Z)")
 _HOST_TEXT = r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?"
 _HOST = re.compile(_HOST_TEXT)
 _ABSOLUTE = re.compile(rf"(?i:https?)://({_HOST_TEXT})([/?].*)?")
@@ -82,6 +84,8 @@ def parse_head(raw: bytes, limits: Limits) -> Head:
         raise _grammar(raw, "expected METHOD TARGET HTTP/1.1 with single spaces")
     if version not in {"1.1", "1.0"}:
         raise RefusedError(505, "VERSION_NOT_SUPPORTED", f"expected HTTP/1.1, got HTTP/{version}")
+    if _NO_FIELD.search(raw) or not found.url.isascii():
+        raise _grammar(raw, "expected fields of the form NAME: VALUE, and a target in ASCII")
     if not found.is_complete:
         raise bad("the head does not end where its empty line is")
     if len(found.url) > limits.target_bytes:

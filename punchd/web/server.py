@@ -85,6 +85,7 @@ class WebServer:
         async with trio.open_nursery() as self._tasks:
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(self._shunned.run)
+                accepting.start_soon(self._service.turns.run)
                 for listener in listeners:
                     accepting.start_soon(self._accept, trio.socket.from_stdlib_socket(listener))
                 await stop.wait()

@@ -24,7 +24,6 @@ import contextlib
 import logging
 import math
 import os
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -37,11 +36,14 @@ from punchd.web.farewell import GONE, drop, part
 from punchd.web.handshake import Protocol
 from punchd.web.limits import Limits
 from punchd.web.messages import MAX_REASON_BYTES, Upgrade
+from punchd.web.turns import MOST
 
-RECEIVE_BYTES = 16_384
+RECEIVE_BYTES = 4096  # what a client says in one turn: some seventy small frames
 INBOX_MESSAGES = 32  # whole messages that wait for the application before reading pauses
+LATE_BYTES = 65_536  # after our close frame, before the client is dropped: what it says then is parsed for nothing
 
 _WRITE_BYTES = 65_536
+_SMALL_BYTES = 512  # a message or a few
 _STOP_S = 1.0  # for the client's close frame when the server stops; the server gives the whole 2 s
 log = logging.getLogger(__name__)
 
@@ -76,8 +78,8 @@ class WebSocket:
 
     __slots__ = (
         "_changed", "_close_by", "_inbox", "_is_cut_off", "_is_over", "_limits", "_message", "_message_is_text",
-        "_nursery", "_outbox", "_protocol", "_reading", "_sock", "_stream", "_writing", "close_code", "close_reason",
-        "notice_frame", "subprotocol",
+        "_nursery", "_outbox", "_protocol", "_reading", "_sock", "_stream", "_take_turn", "_writing", "close_code",
+        "close_reason", "notice_frame", "subprotocol",
     )  # fmt: skip
 
     def __init__(
@@ -86,8 +88,9 @@ class WebSocket:
         stream: trio.SocketStream | trio.SSLStream[trio.SocketStream],
         sock: trio.socket.SocketType,
         limits: Limits,
+        take_turn: Callable[[int], Awaitable[None]],
     ) -> None:
-        """`stream` is `sock`, or TLS on it. Both stay the caller's."""
+        """`stream` is `sock`, or TLS on it. Both stay the caller's. `take_turn` waits for a turn, see `Turns.take`."""
         self.subprotocol: str | None = protocol.subprotocol
         self.notice_frame: Callable[[], None] = _pay_no_heed
         self.close_code: int | None = None
@@ -96,7 +99,8 @@ class WebSocket:
         self._stream = stream
         self._sock = sock
         self._limits = limits
-        self._inbox: deque[str | bytes] = deque()
+        self._take_turn = take_turn
+        self._inbox: list[str | bytes] = []  # is short; an empty deque has 600 bytes
         self._message = bytearray()  # fragments of a message that is not whole
         self._message_is_text = False
         self._outbox = bytearray()
@@ -123,12 +127,13 @@ class WebSocket:
         """
         if self._inbox:
             await trio.lowlevel.checkpoint()
+            await self._take_turn(1)
         while not self._inbox:
             if self._is_over:
                 await trio.lowlevel.checkpoint()
                 raise self._closed()
             await self._changed.park()
-        message = self._inbox.popleft()
+        message = self._inbox.pop(0)
         if len(self._inbox) == INBOX_MESSAGES - 1:
             self._changed.unpark_all()
         return message
@@ -217,11 +222,11 @@ class WebSocket:
             rest: bytes that came with the handshake.
         """
         async with trio.open_nursery() as self._nursery:
-            application = trio.CancelScope()
+            application = trio.CancelScope() if upgrade.cancel_when_closed else None  # entered, it has 700 bytes
             self._nursery.start_soon(self._converse, upgrade.run, application)
             await self._read(rest)
             self._end()
-            if upgrade.cancel_when_closed:
+            if application is not None:
                 application.cancel()
             with trio.move_on_after(self._limits.close_s):
                 while self._outbox:
@@ -229,10 +234,10 @@ class WebSocket:
             await part(self._stream, self._limits.linger_s)
             self._sock.close()
 
-    async def _converse(self, run: Callable[[WebSocket], Awaitable[None]], scope: trio.CancelScope) -> None:
+    async def _converse(self, run: Callable[[WebSocket], Awaitable[None]], scope: trio.CancelScope | None) -> None:
         code = 1000
         try:
-            with scope:
+            with scope or contextlib.nullcontext():
                 await run(self)
         except Exception as error:  # the edge of the application's session
             if not _only_closed(error):
@@ -242,10 +247,11 @@ class WebSocket:
 
     async def _read(self, data: bytes) -> None:
         """Until both close frames are exchanged, the protocol is broken, or the client is gone, dead or too slow."""
-        is_pinged = False
+        is_pinged, late_bytes = False, 0
         while True:
             if data:
                 is_pinged = False
+                await self._take_turn(1 if len(data) <= _SMALL_BYTES else MOST)
                 self._feed(data)
             if self._protocol.eof_sent or self._is_over:
                 return
@@ -258,6 +264,11 @@ class WebSocket:
                 except GONE:
                     return
                 if not data:
+                    return
+            if self._close_by < math.inf:
+                late_bytes += len(data)
+                if late_bytes > LATE_BYTES:
+                    self._drop()
                     return
             if self._reading.cancelled_caught:
                 if is_pinged or self._close_by < math.inf:
@@ -317,7 +328,9 @@ class WebSocket:
     async def _write(self) -> None:
         try:
             while self._outbox:
-                data = bytes(self._outbox[:_WRITE_BYTES])
+                await self._take_turn(1)
+                if not (data := bytes(self._outbox[:_WRITE_BYTES])):
+                    return  # dropped meanwhile
                 with trio.move_on_after(self._limits.write_s) as scope:
                     await self._stream.send_all(data)
                 if scope.cancelled_caught:

@@ -21,7 +21,8 @@ from threading import Thread
 from types import MappingProxyType
 from typing import IO, Any
 
-from tests.natlab import KINDS, Host, Laboratory, Site
+from tests.natlab import KINDS, Host, Laboratory, Link, Site
+from tests.natlab.model import PLAIN
 from tests.netns.test_rendezvous import ask
 from tests.pair import daemons
 from tests.unit.test_client_real_daemon import wait_until_served
@@ -147,8 +148,9 @@ class World:
         """Start `punch` on a site's host, with a configuration of the site's own."""
         environment = {**os.environ, "XDG_CONFIG_HOME": str(self._directory / site), "PUNCH_RENDEZVOUS": URL}
         common = ["--json", "--socket", daemon or self._sockets[site]]
+        place = 2 if words[0] == "media" else 1
         process = self.host(site).popen(
-            [sys.executable, "-m", "punchd.cli.punch", words[0], *common, *words[1:]],
+            [sys.executable, "-m", "punchd.cli.punch", *words[:place], *common, *words[place:]],
             env=environment,
             stdin=stdin,
             stdout=subprocess.PIPE,
@@ -186,15 +188,19 @@ class World:
 
 @contextmanager
 def world(
-    directory: Path, kinds: Mapping[str, str] = MappingProxyType({"a": "apdf", "b": "apdf"}), stun: Sequence[str] = STUN
+    directory: Path,
+    kinds: Mapping[str, str] = MappingProxyType({"a": "apdf", "b": "apdf"}),
+    stun: Sequence[str] = STUN,
+    wan: Link = PLAIN,
 ) -> Iterator[World]:
-    """Everything, served. `kinds`: of the sites' NATs; `stun`: arguments of the daemons."""
+    """Everything, served. `kinds`: of the sites' NATs; `stun`: arguments of the daemons; `wan`: of a's NAT."""
     with ExitStack() as stack:
         before = signal.getsignal(signal.SIGINT)
         if before is signal.SIG_IGN:  # as in the background of a shell; `punch` would ignore it, too
             signal.signal(signal.SIGINT, signal.default_int_handler)
             stack.callback(signal.signal, signal.SIGINT, before)
-        laboratory = stack.enter_context(Laboratory([Site(name, KINDS[kinds[name]]) for name in kinds], stun=False))
+        sites = [Site(name, KINDS[kinds[name]], wan=wan if name == "a" else PLAIN) for name in kinds]
+        laboratory = stack.enter_context(Laboratory(sites, stun=False))
         running = stack.enter_context(daemons([(laboratory.site(name).host, stun) for name in kinds]))
         for daemon in running:
             wait_until_served(Path(daemon.path), daemon.process)

@@ -210,6 +210,63 @@ def test_what_drop_leaves_is_not_dumpable_and_cannot_be_extended() -> None:
     assert found["NoNewPrivs"] == "1"
 
 
+@pytest.mark.parametrize("ids", [f"{UID}, {UID}, 0", f"0, {UID}, {UID}", f"{UID}, 0, 0"])
+def test_no_real_or_saved_user_is_left_to_go_back_to(ids: str) -> None:
+    """As a set-user-ID program would start it, or one that became another user half-way."""
+    program = f"import os; os.setresgid({ids}); os.setresuid({ids})\n{DROP}\nprint('Now:', *os.getresuid())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "failed" not in done.stdout
+    assert len(set(done.stdout.splitlines()[-1].split()[1:])) == 1
+
+
+def test_roots_groups_do_not_stay() -> None:
+    done = subprocess.run(
+        ["setpriv", "--groups=4,27", "--", sys.executable, "-c", DROP], capture_output=True, text=True, check=True
+    )
+    assert "Groups:\t \n" in done.stdout
+
+
+def test_what_an_ordinary_user_has_too_much_goes_as_well() -> None:
+    keep = "-all,+net_raw,+net_admin,+sys_admin,+dac_override"
+    user = (f"--reuid={UID}", f"--regid={GID}", "--clear-groups")
+    found = dropped(*user, f"--inh-caps={keep}", f"--ambient-caps={keep}", f"--bounding-set={keep}")
+    assert "failed" not in found
+    assert {name: capabilities(found)[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {
+        "CapInh": 0,
+        "CapPrm": TWO,
+        "CapEff": TWO,
+        "CapAmb": 0,
+    }
+    assert found["NoNewPrivs"] == "1"
+
+
+def test_what_could_not_be_dropped_is_named_and_it_does_not_run(tmp_path: Path) -> None:
+    """No kernel refuses to take capabilities away; so here it is made to say that it has not."""
+    stubborn = "from punchd.kernel import privileges; privileges._let_go = lambda *_: None\n"
+    command = [sys.executable, "-c", stubborn + WITH_USER]
+    with punchd(tmp_path, command=command) as daemon:
+        assert daemon.wait() == 78
+        assert daemon.output.splitlines()[-1].startswith(
+            "punchd: more privileges are left than punchd needs: CapPrm 0x"
+        )
+        assert not daemon.path.exists()
+
+
+def test_with_nothing_to_drop_it_asks_for_no_capability_and_no_user(tmp_path: Path) -> None:
+    """A service manager's filter of system calls may kill for the asking."""
+    program = (
+        "import ctypes, os\nfrom punchd.kernel import privileges\n"
+        "def never(*_): raise SystemExit('asked')\n"
+        "privileges._let_go = os.setgroups = os.setresuid = os.setresgid = never\n"
+        "privileges.drop(None)\nprint(ctypes.CDLL(None).prctl(39, 0, 0, 0, 0), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    )
+    keep = "-all,+net_raw,+net_admin"
+    user = (f"--reuid={UID}", f"--regid={GID}", "--clear-groups", f"--inh-caps={keep}", f"--ambient-caps={keep}")
+    words = ["setpriv", *user, f"--bounding-set={keep}", "--", sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "1 0\n"
+
+
 def test_a_root_that_lacks_the_right_to_drop_from_the_bounding_set_goes_as_far_down_as_it_can() -> None:
     """As in a container without CAP_SETPCAP; no_new_privs then keeps the rest away."""
     found = dropped("--bounding-set=-setpcap")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +16,7 @@ from punchd.errors import Code, PunchError
 from punchd.wire import ip
 from punchd.wire.tcp import Flags
 from tests.natlab import Laboratory
+from tests.netns.daemons import HANG_S
 from tests.netns.two_hosts import Ends, captured, crafted, either, ends_of, segments, sending, sniffing, two_hosts
 
 pytestmark = pytest.mark.netns
@@ -36,6 +39,27 @@ def _ends(laboratory: Laboratory, version: int) -> Ends:
 
 
 # --- the sniffer ----------------------------------------------------------------------------------------------------
+
+
+def test_closing_a_sniffer_does_not_wait_for_the_kernel(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the kernel tens of milliseconds, in which a daemon would serve nobody."""
+    closed, go, really_close = threading.Event(), threading.Event(), os.close
+
+    with sniffing(ends.a, ends.at_a.port) as sniffer:
+        fd = sniffer._socket.fileno()
+
+        def close(number: int) -> None:
+            if number != fd:
+                really_close(number)
+                return
+            assert go.wait(HANG_S)
+            really_close(number)
+            closed.set()
+
+        monkeypatch.setattr(os, "close", close)
+    assert not closed.is_set()
+    go.set()
+    assert closed.wait(HANG_S)
 
 
 def with_ipv4_option(packet: bytes) -> bytes:

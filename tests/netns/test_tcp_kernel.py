@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -70,7 +71,7 @@ async def test_an_open_placeholder_answers_a_syn_and_a_deafened_one_no_longer(en
     with sniffing(ends.b, ends.at_b.port) as sniffer, sending(ends.a) as sender:
         packet = crafted(ends.at_a, ends.at_b, Flags.SYN)
         answers = []
-        for change in (placeholder.open, placeholder.deafen):
+        for change in (partial(placeholder.open, ends.at_a.ip), placeholder.deafen):
             change()
             sender.send(packet, ends.at_b.ip)
             left = segments(await captured(sniffer), leaving=True)
@@ -163,7 +164,7 @@ async def connected(ends: Ends) -> AsyncIterator[tuple[socket.socket, socket.soc
     """An ordinary connection from a to b, with an initial sequence number that wraps at once."""
     with ends.b.entered():
         placeholder = reserve(ends.at_b)
-    placeholder.open()
+    placeholder.open(ends.at_a.ip)
     with ends.a.entered():
         here = begin_connect(ends.at_a, ends.at_b, 2**32 - 1)
     there: socket.socket | None = None

@@ -35,7 +35,7 @@ async def traced(directory: Path, technique: str) -> AsyncIterator[Outcome]:
         for name in "ab":
             open_to_all(directory)
             (directory / name).mkdir()
-            (directory / name).chmod(0o777)
+            (directory / name).chmod(0o1777)
             words = [*stun_arguments(laboratory.stun), "--techniques", TECHNIQUES, "--trace", str(directory / name)]
             places.append((laboratory.site(name).host, words))
         with daemons(places) as running:

@@ -27,6 +27,7 @@ import trio
 
 from punchd.config import Config
 from punchd.control.launch import Launcher
+from punchd.control.policy import Policy
 from punchd.control.quotas import Quotas
 from punchd.control.registry import Registry
 from punchd.control.requests import Rules
@@ -64,10 +65,12 @@ class Scripted:
     is_reversible: bool = False
     go: trio.Event = field(default_factory=trio.Event)
     far_ends: list[socket.socket] = field(default_factory=list)
+    facts: list[Facts] = field(default_factory=list)
     started: int = 0
     running: int = 0
 
     def plan(self, facts: Facts) -> Facts:
+        self.facts.append(facts)
         return facts
 
     async def initiate(self, plan: Facts, kit: Kit) -> Hole:
@@ -297,7 +300,10 @@ class RunningServer:
 
 @asynccontextmanager
 async def server(
-    directory: Path, config: Config | None = None, allowed: frozenset[int] | None = None
+    directory: Path,
+    config: Config | None = None,
+    allowed: frozenset[int] | None = None,
+    policy: Policy | None = None,
 ) -> AsyncIterator[RunningServer]:
     """A server for the length of a block; it is stopped as by a signal."""
     config = config or Config()
@@ -310,6 +316,7 @@ async def server(
         rules=Rules(registry.names, config.allow_private),
         launcher=Launcher(config, registry, MadeUpRoutes(), StunServers(config.stun)),
         quotas=Quotas(config.limits),
+        policy=policy or Policy(),
     )
     path = directory / "punchd.socket"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

@@ -28,8 +28,8 @@ CLIENT = re.compile(r"[A-Za-z0-9_.+/-]{1,32}")
 FIELDS = {"hello": (2, 3), "probe": (3, 4), "initiate": (5, 6), "respond": (3, 4), "cancel": (2, 2)}
 OPTIONS = {
     "probe": {"lport", "local", "stun"},
-    "initiate": {"local", "lport", "public", "pports", "timeout", "ttl", "stun"},
-    "respond": {"local", "lport", "public", "pports", "peer", "tech", "timeout", "ttl", "stun"},
+    "initiate": {"local", "lport", "public", "pports", "timeout", "ttl", "stun", "sock"},
+    "respond": {"local", "lport", "public", "pports", "peer", "tech", "timeout", "ttl", "stun", "sock"},
 }
 # First bits of what nobody may aim at: (prefix as hex digits of whole bytes and a mask), IPv4 and IPv6.
 REFUSED_V4 = ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"]
@@ -118,6 +118,8 @@ def _option_code(key: str, value: str, names: tuple[str, ...]) -> str | None:
             return None if _good_techniques(value, names) else "bad-technique"
         case "timeout":
             return None if TIMEOUT.fullmatch(value) else "bad-option"
+        case "sock":
+            return None if value == "1" else "bad-option"
         case "ttl":
             return None if TTL.fullmatch(value) else "bad-option"
         case _:

@@ -124,6 +124,7 @@ def options(draw: st.DrawFn, version: int, *, attempt: bool = True, responder: b
         timeout_ms=maybe(st.integers(1000, 120_000)),  # type: ignore[arg-type]
         ttl=maybe(st.integers(1, 64)),  # type: ignore[arg-type]
         stun=maybe(stun),  # type: ignore[arg-type]
+        sock=draw(st.booleans()),
     )
 
 

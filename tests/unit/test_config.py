@@ -41,6 +41,8 @@ RIGHT: list[tuple[str, str, object]] = [
     ("log-format", '"json"', "json"),
     ("trace", '"/var/lib/punchd"', "/var/lib/punchd"),
     ("allow-private", "true", True),
+    ("accept-sockets", "true", True),
+    ("policy", '"/etc/punchd/policy.toml"', "/etc/punchd/policy.toml"),
     ("allow-private", "false", False),
     ("allow-users", "[]", ()),
     ("allow-users", '["alice", 1000, "1001"]', ("alice", "1000", "1001")),
@@ -70,6 +72,8 @@ WRONG: list[tuple[str, str]] = [
     *(("firewall", text) for text in ('"NFT"', '"nftables"', '""', "false", '["nft"]', "0", "{}")),
     *(("log-format", text) for text in ('"xml"', '"JSON"', "1", "false", '[["json"]]')),
     *(("trace", text) for text in ("5", '""', "true", '"a\\u0000b"')),
+    *(("policy", text) for text in ("5", '""', "true")),
+    *(("accept-sockets", text) for text in ("1", "0", '"true"', "[]")),
     *(("allow-private", text) for text in ("1", "0", '"true"', "[]", '"no"')),
     *(
         ("allow-users", text)

@@ -232,7 +232,7 @@ def test_choices_are_told() -> None:
 
 
 def test_the_example_of_a_configuration_is_one() -> None:
-    [example] = blocks(CONFIGURATION, "toml")
+    example, _policy = blocks(CONFIGURATION, "toml")
     parsed = config.parse(example.encode(), "docs/configuration.md")
     unset = [knob.name for knob in knobs(Config) if f"\n{config.key(knob.name)} = " not in f"\n{example}"]
     assert unset == []

@@ -311,3 +311,23 @@ def test_nobody_can_connect_before_the_socket_has_its_group(path: Path, monkeypa
     finally:
         assert os.umask(old) == 0, "the mask is given back"
     assert outcomes == ["PermissionError"]
+
+
+@root
+def test_whoever_gets_the_socket_cannot_have_another_file_opened_up_instead(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new owner swaps the path between the change of owner and that of the mode."""
+    secret = path.parent / "secret"
+    secret.touch(0o600)
+    really = os.chown
+
+    def chown_and_swap(target: str, uid: int, gid: int, *, follow_symlinks: bool = True) -> None:
+        really(target, uid, gid, follow_symlinks=follow_symlinks)
+        path.unlink()
+        path.symlink_to(secret)
+
+    monkeypatch.setattr(os, "chown", chown_and_swap)
+    with pytest.raises(ConfigError, match="another daemon started"):
+        Listener(str(path), Access(STRANGER, STRANGER, 0o666), frozenset({0}))
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600

@@ -24,6 +24,7 @@ logging.getLogger("punchd.x").debug("ours at debug")
 logging.getLogger("punchd.x").info("two\\nlines | and %s", "\\u00fcml\\u00e4ut \\x1b[31m")
 logging.getLogger("pyroute2").info("theirs at info")
 logging.getLogger("pyroute2").warning("theirs at warning")
+logging.getLogger("pyroute2.netlink.rtnl.tcmsg.common").warning("of no concern")
 try:
     1 / 0
 except ZeroDivisionError:
@@ -68,6 +69,11 @@ def test_text_says_whose_it_is_and_how_bad() -> None:
     assert lines[0].startswith("punchd: INFO: two")
     assert "punchd: WARNING: theirs at warning" in lines
     assert not [line for line in lines if "theirs at info" in line]
+
+
+def test_what_a_text_record_quotes_cannot_look_like_another_record() -> None:
+    lines = written("info", "text")
+    assert lines[0] == r"punchd: INFO: two\nlines | and ümläut \x1b[31m"
 
 
 def test_a_log_that_nobody_takes_any_more_does_not_end_the_program() -> None:

@@ -151,6 +151,12 @@ def test_a_user_shares_one_rate_over_all_connections_and_others_do_not_pay_for_i
     assert quotas.request(1001, 5.0) == 0
 
 
+def test_what_begins_has_a_rate_of_its_own_for_each_user() -> None:
+    quotas = Quotas(Limits(user_attempts_per_second=10, user_attempt_burst=2))
+    assert [quotas.beginning(1000, 5.0) for _ in range(4)] == pytest.approx([0, 0, 0.1, 0.2])
+    assert quotas.beginning(1001, 5.0) == quotas.request(1000, 5.0) == 0
+
+
 def test_the_table_of_buckets_is_bounded_however_many_users_there_are() -> None:
     quotas = Quotas(Limits())
     for uid in range(3 * MAX_BUCKETS):

@@ -116,7 +116,7 @@ async def test_a_connection_that_is_made_again_goes_on_as_the_one_that_is_waited
                     port.reconnect(connection, 7)
                     await trio.testing.wait_all_tasks_blocked(0.01)
                     assert results == [], "the peer is deaf"
-                    peer.open()
+                    peer.open(port.local.ip)
                     port.reconnect(connection, 7)
             assert results == [0]
             before = connection.socket

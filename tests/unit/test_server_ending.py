@@ -107,6 +107,18 @@ async def test_when_the_daemon_stops_every_attempt_and_every_probe_gets_a_verdic
         assert running.running == 0
 
 
+async def test_who_is_let_in_just_before_a_stop_has_its_first_line_answered(tmp_path: Path) -> None:
+    async with server(tmp_path) as running:
+        with await running.connect() as application:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            running.stop.set()
+            await trio.sleep(0.05)
+            await application.send("hello|1")
+            assert (await application.rest())[0].startswith("ok|-|hello|1|")
+        with trio.fail_after(HANG_S):
+            await running.ended.wait()
+
+
 async def test_a_stop_waits_for_no_application_that_does_not_read(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -129,7 +141,12 @@ async def test_a_thousand_attempts_of_all_kinds_leave_no_descriptor_behind(tmp_p
     gc.collect()
     before = descriptors()
     limits = Limits(
-        requests_per_second=100_000, request_burst=100_000, user_requests_per_second=100_000, user_request_burst=100_000
+        requests_per_second=100_000,
+        request_burst=100_000,
+        user_requests_per_second=100_000,
+        user_request_burst=100_000,
+        user_attempts_per_second=100_000,
+        user_attempt_burst=100_000,
     )
     async with server(tmp_path, Config(limits=limits)) as running:
         idle = descriptors()

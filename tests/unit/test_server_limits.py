@@ -18,6 +18,8 @@ UNPACED = {
     "request_burst": UNLIMITED,
     "user_requests_per_second": UNLIMITED,
     "user_request_burst": UNLIMITED,
+    "user_attempts_per_second": UNLIMITED,
+    "user_attempt_burst": UNLIMITED,
 }
 
 
@@ -69,7 +71,6 @@ async def test_connections_beyond_a_users_limit_get_one_line_and_are_closed(tmp_
             await application.send("cancel|x")
             await application.line()
         with await running.connect() as refused:
-            await refused.send(initiate("a", "wins"))
             (line,) = await refused.rest()
             assert line.startswith("error|-|busy|3 connections of uid ")
         kept.pop().stream.close()
@@ -115,7 +116,7 @@ async def test_requests_beyond_the_pace_are_read_later_and_none_is_lost(
 
 
 async def test_reconnecting_does_not_evade_the_pace(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
-    """100 a second and user, 200 at once: 500 lines over 13 connections take three seconds."""
+    """100 a second and user, 200 at once: 500 lines over 13 connections take three seconds, and a connection is one."""
     async with server(tmp_path) as running:
         started = trio.current_time()
         for start in range(0, 500, 40):
@@ -123,7 +124,40 @@ async def test_reconnecting_does_not_evade_the_pace(tmp_path: Path, autojump_clo
                 ids = [f"n{number}" for number in range(start, min(start + 40, 500))]
                 await application.send(*(f"cancel|{name}" for name in ids))
                 assert [(await application.line()).split("|")[1] for _ in ids] == ids
-        assert trio.current_time() - started == pytest.approx(3.0, abs=0.1)
+        assert trio.current_time() - started == pytest.approx(3.13, abs=0.1)
+
+
+async def test_connections_that_say_nothing_count_as_lines(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Each of them costs the daemon more than a line does, and whoever waits for its turn keeps its place."""
+    async with server(tmp_path, Config(limits=Limits(user_request_burst=10, connections_per_user=5))) as running:
+        began = trio.current_time()
+        for _ in range(10):
+            (await running.connect()).stream.close()
+            await trio.testing.wait_all_tasks_blocked()
+        assert trio.current_time() == began
+        kept = [await running.connect() for _ in range(5)]
+        with await running.connect() as refused:
+            assert (await refused.rest())[0].startswith("error|-|busy|5 connections of uid ")
+        await kept[-1].send("cancel|x")
+        assert (await kept[-1].line()).startswith("error|x|unknown-id|")
+        assert trio.current_time() - began == pytest.approx(0.06, abs=0.02)
+        for application in kept:
+            application.stream.close()
+
+
+async def test_what_begins_beyond_the_pace_begins_later_and_none_is_lost(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    limits = Limits(user_attempts_per_second=10, user_attempt_burst=3)
+    async with server(tmp_path, Config(limits=limits)) as running:
+        with await running.connect() as application:
+            began = trio.current_time()
+            await application.send(*(initiate(f"a{number}", "breaks") for number in range(8)))
+            for number in range(8):
+                await application.until(f"error|a{number}|exhausted|")
+            assert trio.current_time() - began == pytest.approx(0.5, abs=0.05)
 
 
 async def test_the_pace_of_one_connection_holds_up_no_other(

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
-from punchd.nat.servers import LOOKUP_S, REMEMBER_FAILURE_S, REMEMBER_S, StunServers
+from punchd.nat.servers import FOREIGN_LOOKUPS, LOOKUP_S, REMEMBER_FAILURE_S, REMEMBER_S, StunServers
 
 
 class NameServer(trio.abc.HostnameResolver):
@@ -116,3 +117,32 @@ async def test_a_name_that_can_be_no_name_is_a_failure_like_any_other(
     trio.socket.set_custom_hostname_resolver(NameServer({}))
     assert await StunServers([]).resolve((name, 3478)) == ()
     assert "STUN server" in caplog.text
+
+
+async def test_names_of_requests_that_nobody_answers_are_few_at_a_time_and_hold_up_no_configured_one() -> None:
+    """libc goes on waiting when nobody else does; a name server of an attacker's never answers."""
+    names = NameServer({"stun.test": ["192.0.2.1"]}, delay_s=0)
+    never = trio.Event()
+
+    class Silent(NameServer):
+        async def getaddrinfo(self, host: Any, port: Any, *more: Any, **options: Any) -> Any:
+            if host == b"stun.test":
+                return await names.getaddrinfo(host, port, *more, **options)
+            self.asked.append(str(host))
+            with trio.CancelScope(shield=True):
+                await never.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    silent = Silent({})
+    trio.socket.set_custom_hostname_resolver(silent)
+    servers = StunServers([("stun.test", 3478)])
+    async with trio.open_nursery() as nursery:
+        for number in range(3 * FOREIGN_LOOKUPS):
+            nursery.start_soon(servers.resolve, (f"{number}.test", 3478))
+        assert texts(await servers.of_family(4)) == ["192.0.2.1:3478"]
+    assert len(silent.asked) == FOREIGN_LOOKUPS
+    assert await servers.resolve(("more.test", 3478)) == ()
+    never.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert await servers.resolve(("again.test", 3478)) == ()
+    assert len(silent.asked) == FOREIGN_LOOKUPS + 1, "those that have ended make room"

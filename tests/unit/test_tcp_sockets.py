@@ -70,7 +70,7 @@ async def test_a_deaf_placeholder_leaves_a_syn_without_an_answer(ip: str) -> Non
 @either
 async def test_opened_it_accepts_who_calls(ip: str) -> None:
     with held(ip) as made:
-        made.open()
+        made.open(made.local.ip)
         with caller(made) as other, trio.fail_after(HANG_S):
             accepted, source = await made.accept()
             with accepted:
@@ -81,7 +81,7 @@ async def test_opened_it_accepts_who_calls(ip: str) -> None:
 @either
 async def test_deafened_again_it_answers_nobody_but_keeps_whom_it_has(ip: str) -> None:
     with held(ip) as made:
-        made.open()
+        made.open(made.local.ip)
         with caller(made) as first, trio.fail_after(HANG_S):
             accepted, _ = await made.accept()
             with accepted:
@@ -98,7 +98,7 @@ async def test_opened_it_stays_deaf_to_the_ports_that_are_named() -> None:
         for other in (deaf, heard):
             other.bind(("127.0.0.1", 0))
             other.setblocking(False)
-        made.open(deaf_to=[1, deaf.getsockname()[1], 2])
+        made.open(made.local.ip, deaf_to=[1, deaf.getsockname()[1], 2])
         for other in (deaf, heard):
             with suppress(BlockingIOError):
                 other.connect(made.local.sockaddr)
@@ -159,7 +159,7 @@ def time_wait_ports() -> set[int]:
 
 async def test_a_connection_in_time_wait_is_no_obstacle() -> None:
     with held("127.0.0.1") as made:
-        made.open()
+        made.open(made.local.ip)
         with caller(made) as other, trio.fail_after(HANG_S):
             accepted, _ = await made.accept()
             accepted.shutdown(socket.SHUT_WR)  # whoever ends first keeps TIME_WAIT
@@ -185,7 +185,7 @@ def test_one_port_serves_each_family_on_its_own() -> None:
 @either
 async def test_a_connection_leaves_from_the_port_that_a_placeholder_holds(ip: str) -> None:
     with held(ip) as made, held(ip) as other:
-        other.open()
+        other.open(other.local.ip)
         with begin_connect(made.local, other.local) as connecting, trio.fail_after(HANG_S):
             assert await established(connecting) == 0
             accepted, source = await other.accept()
@@ -207,7 +207,7 @@ async def test_a_connection_is_unanswered_until_the_peer_has_met_it_and_after_an
     with held("127.0.0.1") as made, held("127.0.0.1") as other:
         with begin_connect(made.local, other.local) as connecting:
             assert is_unanswered(connecting), "the other one is deaf"
-        other.open()
+        other.open(other.local.ip)
         with begin_connect(made.local, other.local) as connecting, trio.fail_after(HANG_S):
             assert await established(connecting) == 0
             assert not is_unanswered(connecting)
@@ -238,7 +238,7 @@ def test_a_port_that_is_none_is_a_network_error_and_leaves_no_descriptor(port: i
 @either
 async def test_a_parted_socket_is_blocking_and_has_none_of_our_options(ip: str) -> None:
     with held(ip) as made, held(ip) as other:
-        other.open()
+        other.open(other.local.ip)
         connecting = begin_connect(made.local, other.local)
         with trio.fail_after(HANG_S):
             assert await established(connecting) == 0

@@ -13,7 +13,8 @@ Most techniques need none of this, since a SYN that was sent raw with another se
 |---|---|
 | exemptions.py | `Firewall`; scopes that undo themselves, for trio |
 | choice.py | which backend: `auto`, `nft`, `iptables`, `none` |
-| nft.py, messages.py | an nftables table that the kernel removes with its owner; the messages, pure |
+| nft.py, messages.py | nftables tables that the kernel removes with their owner; the messages, pure |
+| guard.py | not an exemption: a rule against the daemon itself, that nothing leaves in somebody else's name |
 | iptables.py, rules.py | tagged rules in the legacy tables; their text, pure |
 | lock.py, owner.py | the lock that iptables' writers share; whether the process that left a rule still lives |
 

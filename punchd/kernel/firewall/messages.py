@@ -1,4 +1,4 @@
-"""The nft exemption as netlink messages: one table, two sets, one chain, two rules; pure.
+"""The nft tables as netlink messages, the exemptions' and the guard's; pure.
 
 What `nft list ruleset` shows of it:
 
@@ -21,12 +21,25 @@ so that a UDP traceroute from the same port number still sees its answers.
 The rules never change; an exemption is one element of a set. The chain's policy is accept, and accepting in one
 chain ends nothing in the others (nft(8), "verdict statements"): the table can only take away, and only this.
 
+The guard (guard.py) is a table of its own:
+
+    table inet punchd-4711-9f3c2a { # progname punchd
+        flags owner
+        chain output {
+            type filter hook output priority filter; policy accept;
+            oif != "lo" meta skuid 990 fib saddr type != local counter packets 0 bytes 0 drop
+        }
+    }
+
+The tests stand in the order of their price, since every packet that the host sends comes by. `inet` is both families.
+
 The messages are pyroute2's; the attributes are those of linux/netfilter/nf_tables.h. Sending them is nft.py's task.
 """
 
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +61,7 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
 
 SETS: dict[int, str] = {socket.AF_INET: "ports4", socket.AF_INET6: "ports6"}
 CHAIN = "input"
+GUARD_CHAIN = "output"
 
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # linux/netfilter/nfnetlink.h
 _REQUEST, _ACK, _CREATE, _EXCLUSIVE, _APPEND = 0x1, 0x4, 0x400, 0x200, 0x800  # linux/netlink.h
@@ -55,11 +69,16 @@ _INET = 1  # NFPROTO_INET
 _IPV4, _IPV6 = 2, 10  # NFPROTO_IPV4, NFPROTO_IPV6: what meta nfproto says
 _OWNER = 0x2  # NFT_TABLE_F_OWNER
 _INET_SERVICE = 13  # nftables' number of the type; the kernel only hands it back to `nft list`
-_LOCAL_IN, _PRIORITY = 1, 0  # NF_INET_LOCAL_IN, "filter"
+_LOCAL_IN, _LOCAL_OUT, _PRIORITY = 1, 3, 0  # NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT, "filter"
 _ACCEPT, _DROP = 1, 0
-_META_NFPROTO, _META_L4PROTO = 15, 16
+_META_OIF, _META_SKUID, _META_NFPROTO, _META_L4PROTO = 5, 10, 15, 16
 _TRANSPORT_HEADER = 2  # NFT_PAYLOAD_TRANSPORT_HEADER
-_EQUAL = 0
+_EQUAL, _NOT_EQUAL = 0, 1
+_FIB_SOURCE = 1  # NFTA_FIB_F_SADDR
+# NFT_FIB_RESULT_ADDRTYPE is the number 3; pyroute2 takes it for bits, and these two are bits 0 and 1
+_FIB_ADDRESS_TYPE = frozenset({"NFT_FIB_RESULT_UNSPEC", "NFT_FIB_RESULT_OIF"})
+_LOOPBACK = 1  # the interface index of `lo` in every network namespace
+_LOCAL = 2  # RTN_LOCAL, linux/rtnetlink.h
 _REGISTER, _VERDICT_REGISTER = 1, 0
 
 
@@ -82,26 +101,27 @@ class Message:
 
 def table(name: str, size: int) -> list[Message]:
     """All that is fixed, for one batch: it is there as a whole or not at all. `size`: most elements of each set."""
-    owner: list[list[Any]] = [["NFTA_TABLE_NAME", name], ["NFTA_TABLE_FLAGS", _OWNER]]
-    hook = _nested(("NFTA_HOOK_HOOKNUM", _LOCAL_IN), ("NFTA_HOOK_PRIORITY", _PRIORITY))
-    chain: list[list[Any]] = [
-        ["NFTA_CHAIN_TABLE", name],
-        ["NFTA_CHAIN_NAME", CHAIN],
-        ["NFTA_CHAIN_HOOK", hook],
-        ["NFTA_CHAIN_POLICY", _ACCEPT],
-        ["NFTA_CHAIN_TYPE", "filter"],
-    ]
-    rules: list[list[list[Any]]] = [
-        [["NFTA_RULE_TABLE", name], ["NFTA_RULE_CHAIN", CHAIN], ["NFTA_RULE_EXPRESSIONS", expressions(family)]]
-        for family in SETS
-    ]
-    new = _CREATE | _EXCLUSIVE
     return [
-        Message(nft_table_msg, NFT_MSG_NEWTABLE, new, owner),
+        _table(name),
         *(_set(name, number, size) for number in range(len(SETS))),
-        Message(nft_chain_msg, NFT_MSG_NEWCHAIN, new, chain),
-        *(Message(nft_rule_msg, NFT_MSG_NEWRULE, _CREATE | _APPEND, rule) for rule in rules),
+        _chain(name, CHAIN, _LOCAL_IN),
+        *(_rule(name, CHAIN, expressions(family)) for family in SETS),
     ]
+
+
+def guard_table(name: str, uid: int) -> list[Message]:
+    """The guard: what sockets of `uid` send out of this host has a source address of this host, or is dropped."""
+    forbidden = [
+        _meta(_META_OIF),
+        _compare(_native(_LOOPBACK), _NOT_EQUAL),
+        _meta(_META_SKUID),
+        _compare(_native(uid)),
+        _expression("fib", ("DREG", _REGISTER), ("RESULT", _FIB_ADDRESS_TYPE), ("FLAGS", _FIB_SOURCE)),
+        _compare(_native(_LOCAL), _NOT_EQUAL),
+        _expression("counter", ("BYTES", 0), ("PACKETS", 0)),
+        _drop(),
+    ]
+    return [_table(name), _chain(name, GUARD_CHAIN, _LOCAL_OUT), _rule(name, GUARD_CHAIN, forbidden)]
 
 
 def expressions(family: int) -> list[dict[str, Any]]:
@@ -111,21 +131,17 @@ def expressions(family: int) -> list[dict[str, Any]]:
     else:
         network, protocol, time_exceeded, quoted_protocol, quoted_port = _IPV6, socket.IPPROTO_ICMPV6, 3, 8 + 6, 8 + 40
     return [
-        _expression("meta", ("KEY", _META_NFPROTO), ("DREG", _REGISTER)),
-        _compare(network),
-        _expression("meta", ("KEY", _META_L4PROTO), ("DREG", _REGISTER)),
-        _compare(protocol),
+        _meta(_META_NFPROTO),
+        _compare(bytes([network])),
+        _meta(_META_L4PROTO),
+        _compare(bytes([protocol])),
         _load(0, 1),
-        _compare(time_exceeded),
+        _compare(bytes([time_exceeded])),
         _load(quoted_protocol, 1),
-        _compare(socket.IPPROTO_TCP),
+        _compare(bytes([socket.IPPROTO_TCP])),
         _load(quoted_port, 2),
         _expression("lookup", ("SET", SETS[family]), ("SREG", _REGISTER)),
-        _expression(
-            "immediate",
-            ("DREG", _VERDICT_REGISTER),
-            ("DATA", _nested(("NFTA_DATA_VERDICT", _nested(("NFTA_VERDICT_CODE", _DROP))))),
-        ),
+        _drop(),
     ]
 
 
@@ -162,6 +178,31 @@ def _encoded(message: Any, number: int, flags: int, sequence: int) -> bytes:
     message["header"]["sequence_number"] = sequence
     message.encode()
     return bytes(message.data)
+
+
+def _table(name: str) -> Message:
+    attributes: list[list[Any]] = [["NFTA_TABLE_NAME", name], ["NFTA_TABLE_FLAGS", _OWNER]]
+    return Message(nft_table_msg, NFT_MSG_NEWTABLE, _CREATE | _EXCLUSIVE, attributes)
+
+
+def _chain(table_name: str, name: str, hook: int) -> Message:
+    attributes: list[list[Any]] = [
+        ["NFTA_CHAIN_TABLE", table_name],
+        ["NFTA_CHAIN_NAME", name],
+        ["NFTA_CHAIN_HOOK", _nested(("NFTA_HOOK_HOOKNUM", hook), ("NFTA_HOOK_PRIORITY", _PRIORITY))],
+        ["NFTA_CHAIN_POLICY", _ACCEPT],
+        ["NFTA_CHAIN_TYPE", "filter"],
+    ]
+    return Message(nft_chain_msg, NFT_MSG_NEWCHAIN, _CREATE | _EXCLUSIVE, attributes)
+
+
+def _rule(table_name: str, chain: str, steps: list[dict[str, Any]]) -> Message:
+    attributes: list[list[Any]] = [
+        ["NFTA_RULE_TABLE", table_name],
+        ["NFTA_RULE_CHAIN", chain],
+        ["NFTA_RULE_EXPRESSIONS", steps],
+    ]
+    return Message(nft_rule_msg, NFT_MSG_NEWRULE, _CREATE | _APPEND, attributes)
 
 
 def _set(name: str, number: int, size: int) -> Message:
@@ -204,7 +245,22 @@ def _load(offset: int, length: int) -> dict[str, Any]:
     return _expression("payload", ("DREG", _REGISTER), ("BASE", _TRANSPORT_HEADER), ("OFFSET", offset), ("LEN", length))
 
 
-def _compare(value: int) -> dict[str, Any]:
-    return _expression(
-        "cmp", ("SREG", _REGISTER), ("OP", _EQUAL), ("DATA", _nested(("NFTA_DATA_VALUE", bytes([value]))))
-    )
+def _meta(key: int) -> dict[str, Any]:
+    """Something about the packet that does not stand in it, into the register."""
+    return _expression("meta", ("KEY", key), ("DREG", _REGISTER))
+
+
+def _compare(wanted: bytes, operation: int = _EQUAL) -> dict[str, Any]:
+    """Go on only if the register's first bytes are, or are not, these."""
+    data = ("DATA", _nested(("NFTA_DATA_VALUE", wanted)))
+    return _expression("cmp", ("SREG", _REGISTER), ("OP", operation), data)
+
+
+def _drop() -> dict[str, Any]:
+    verdict = _nested(("NFTA_DATA_VERDICT", _nested(("NFTA_VERDICT_CODE", _DROP))))
+    return _expression("immediate", ("DREG", _VERDICT_REGISTER), ("DATA", verdict))
+
+
+def _native(number: int) -> bytes:
+    """A number as registers hold those that come from no packet."""
+    return number.to_bytes(4, sys.byteorder)

@@ -1,4 +1,4 @@
-"""The nft backend: a table that belongs to this process's netlink socket, and dies with it.
+"""nft tables that belong to a netlink socket of this process and die with it; the backend for exemptions is one.
 
 Theory of operation. A table with the owner flag (NFT_TABLE_F_OWNER, Linux 5.12) can be changed only through the socket
 that made it, `nft flush ruleset` passes it by, and when the socket is closed, if only by SIGKILL, the kernel removes
@@ -21,7 +21,7 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from punchd.errors import KernelError
 from punchd.kernel.firewall import messages
@@ -44,61 +44,46 @@ _HINTS = {
 }
 
 
-class NftTable:
-    """An owner table in the network namespace of the thread that makes it. Implements `Backend`.
+class OwnerTable:
+    """A table in the network namespace of the thread that makes it; the kernel removes it with the socket.
+
+    Args:
+        build: the messages that make a table of this name.
+
+    Attributes:
+        name: the table's.
 
     Raises:
         KernelError: no privilege, or a kernel without it; nothing is left behind.
     """
 
-    name = "nft"
-    families = frozenset(messages.SETS)
-    limit = LIMIT
-
-    def __init__(self) -> None:
-        self.table = f"punchd-{os.getpid()}-{secrets.token_hex(3)}"  # pids repeat among containers
+    def __init__(self, build: Callable[[str], Sequence[messages.Message]]) -> None:
+        self.name = f"punchd-{os.getpid()}-{secrets.token_hex(3)}"  # pids repeat among containers
         self._sequence = itertools.count(1)
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
         except OSError as error:
-            raise _refused("open a netlink socket", error.errno or 0) from None
+            raise refused("open a netlink socket", error.errno or 0) from None
         try:
             self._socket.settimeout(_ANSWER_S)
             self._socket.bind((0, 0))
-            number = self._transact(messages.table(self.table, LIMIT))
+            number = self.transact(build(self.name))
         except BaseException:
             self._socket.close()
             raise
         if number:
             self._socket.close()
-            raise _refused(f"make table {self.table}", number)
+            raise refused(f"make table {self.name}", number)
 
-    def make(self, exemption: Exemption) -> bool:
-        """Add the element, or renew its timeout."""
-        family, port = exemption.family, exemption.port
-        add = messages.add_port(self.table, family, port, TIMEOUT_MS)
-        remove = messages.remove_port(self.table, family, port)
-        for batch in ([add], [remove, add], [add]):  # it is there already; it has just timed out
-            number = self._transact(batch)
-            if number not in {errno.EEXIST, errno.ENOENT}:
-                break
-        if number:
-            raise _refused(f"exempt port {port}", number)
-        return True
-
-    def undo(self, exemption: Exemption) -> bool:
-        """Remove the element. What is not there, because it timed out or the table is closed, is fine."""
-        if self._socket.fileno() >= 0:
-            number = self._transact([messages.remove_port(self.table, exemption.family, exemption.port)])
-            if number not in {0, errno.ENOENT}:
-                raise _refused(f"end the exemption of port {exemption.port}", number)
-        return True
+    @property
+    def is_open(self) -> bool:
+        return self._socket.fileno() >= 0
 
     def close(self) -> None:
         """Closes the socket; the kernel removes the table before this returns."""
         self._socket.close()
 
-    def _transact(self, batch: Sequence[messages.Message]) -> int:
+    def transact(self, batch: Sequence[messages.Message]) -> int:
         """Send one batch. Returns the errno of the first refusal, 0 when all was done."""
         first = next(self._sequence)
         last = first + len(batch)  # the message that is to be acknowledged; END follows
@@ -116,6 +101,42 @@ class NftTable:
             return error.errno or errno.EIO
 
 
+class NftTable:
+    """Exemptions in an owner table. Implements `Backend`. Raises as `OwnerTable`."""
+
+    name = "nft"
+    families = frozenset(messages.SETS)
+    limit = LIMIT
+
+    def __init__(self) -> None:
+        self._owned = OwnerTable(lambda name: messages.table(name, LIMIT))
+        self.table = self._owned.name
+
+    def make(self, exemption: Exemption) -> bool:
+        """Add the element, or renew its timeout."""
+        family, port = exemption.family, exemption.port
+        add = messages.add_port(self.table, family, port, TIMEOUT_MS)
+        remove = messages.remove_port(self.table, family, port)
+        for batch in ([add], [remove, add], [add]):  # it is there already; it has just timed out
+            number = self._owned.transact(batch)
+            if number not in {errno.EEXIST, errno.ENOENT}:
+                break
+        if number:
+            raise refused(f"exempt port {port}", number)
+        return True
+
+    def undo(self, exemption: Exemption) -> bool:
+        """Remove the element. What is not there, because it timed out or the table is closed, is fine."""
+        if self._owned.is_open:
+            number = self._owned.transact([messages.remove_port(self.table, exemption.family, exemption.port)])
+            if number not in {0, errno.ENOENT}:
+                raise refused(f"end the exemption of port {exemption.port}", number)
+        return True
+
+    def close(self) -> None:
+        self._owned.close()
+
+
 def _answers(data: bytes) -> Iterator[tuple[int, int]]:
     """Sequence number and errno of each acknowledgement; the kernel is trusted with lengths, but not blindly."""
     least = _HEADER.size + _ERROR.size
@@ -128,6 +149,7 @@ def _answers(data: bytes) -> Iterator[tuple[int, int]]:
         data = data[(length + 3) & ~3 :]
 
 
-def _refused(what: str, number: int) -> KernelError:
+def refused(what: str, number: int) -> KernelError:
+    """What the kernel would not do, with its errno and, where one is known, the reason."""
     hint = f" ({_HINTS[number]})" if number in _HINTS else ""
     return KernelError(f"firewall nft: {what}: {errno.errorcode.get(number, number)} {os.strerror(number)}{hint}")

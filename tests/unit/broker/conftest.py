@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.unit.broker import running
 from tests.unit.broker.contract import TAP
+from tests.unit.rendezvous.redis_server import RedisServer, needs_redis, redis_server
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +30,18 @@ def _canary() -> Iterator[None]:
     assert TAP.leaks() == []
     assert TAP.stray_codes() == set()
     assert TAP.close_codes <= {1000, 1011}
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=needs_redis)])
+def each_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brokers of `running` keep their sessions in memory; once more, in Redis."""
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("redis")
+        server.ask("FLUSHALL")
+        monkeypatch.setattr(running, "SHARED", server.url)

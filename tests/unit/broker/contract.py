@@ -23,6 +23,9 @@ _PATHS = {
 }
 
 
+_ERROR = Draft202012Validator({"$ref": "#/components/schemas/Error", "components": DOCUMENT["components"]})
+
+
 def _resolve(node: dict[str, Any]) -> dict[str, Any]:
     """What a `$ref` into the document means."""
     if "$ref" in node:
@@ -43,7 +46,8 @@ def check_answer(method: str, path: str, status: int, headers: dict[str, str], b
     if status == 101:
         return
     assert headers["x-content-type-options"] == "nosniff"
-    assert headers["cache-control"] == "no-store"
+    is_file = path.startswith("/page/") and status in (200, 304)
+    assert headers["cache-control"] == ("no-cache" if is_file else "no-store")
     assert not headers.get("location", "/").startswith("http:")
     error: dict[str, Any] = DOCUMENT["paths"]["/api/health"]["get"]["responses"]["default"]
     operations: dict[str, Any] = next((ones for one, ones in _PATHS.items() if one.fullmatch(path)), {})
@@ -57,14 +61,21 @@ def check_answer(method: str, path: str, status: int, headers: dict[str, str], b
         schema = _resolve(header)["schema"]
         value: Any = headers[name.lower()]
         validate(schema, int(value) if schema.get("type") == "integer" else value)
-    if status == 204 or method == "HEAD":
+    if status in (204, 304) or method == "HEAD":
         assert body == b""
-    elif "content" in told and status != 204:
-        [(kind, content)] = told["content"].items()
-        assert headers["content-type"] == kind
-        validate(content["schema"], json.loads(body.decode()))
+    elif "content" in told:
+        content = told["content"][headers["content-type"]]
+        is_json = "json" in headers["content-type"]
+        validate(content["schema"], json.loads(body.decode()) if is_json else body.decode())
     if status >= 400 and method != "HEAD" and path != "/api/health":
         TAP.codes.add(json.loads(body)["error"])
+
+
+def check_error(body: bytes) -> None:
+    """The body of an answer of 400 or more, whatever was asked."""
+    members = json.loads(body.decode())
+    _ERROR.validate(members)
+    TAP.codes.add(members["error"])
 
 
 class Tap(logging.Handler):

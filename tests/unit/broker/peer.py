@@ -1,27 +1,35 @@
-"""A WebSocket client on a plain socket, which never waits: see `running.py`."""
+"""A WebSocket client on a plain socket, which never waits: see `running.py`. Every frame that comes is held against the
+schema of the server's messages."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import socket
+from collections.abc import Callable
 from typing import Any
 
+import trio
 import trio.testing
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from punchd.broker import messages
 from tests.unit.broker.contract import TAP
 from tests.unit.broker.schema import check_server_message
 
 ROUNDS = 400  # of waiting for what has to come
+BUSY: list[Callable[[], bool]] = []  # whether a server waits for others than its clients
 
 
 async def settle() -> None:
     """Until the server has done all that it can do now."""
     await trio.testing.wait_all_tasks_blocked(0.005)
+    while any(is_busy() for is_busy in BUSY):
+        await trio.sleep(0.001)
+        await trio.testing.wait_all_tasks_blocked(0.005)
 
 
 class Peer:
@@ -71,7 +79,7 @@ class Peer:
         await settle()
         self.pull()
         new, self._given = self.texts[self._given :], len(self.texts)
-        return [{"type": text} if text == "punch.pong" else check_server_message(text) for text in new]
+        return [{"type": text} if text == messages.PONG else json.loads(text) for text in new]
 
     async def kinds(self) -> list[str]:
         return [frame["type"] for frame in await self.heard()]
@@ -110,7 +118,7 @@ class Peer:
             if event.opcode is Opcode.TEXT:
                 text = bytes(event.data).decode()
                 self.texts.append(text)
-                members = {} if text == "punch.pong" else json.loads(text)
+                members = {} if text == messages.PONG else check_server_message(text)
                 if "passphrase" in members:
                     TAP.unlogged.add(members["passphrase"])
             elif event.opcode is Opcode.PING:

@@ -14,20 +14,23 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 import trio.testing
 
+from punchd.broker.redis_sessions import RedisSessions
 from punchd.broker.secret import Secret
 from punchd.broker.service import Broker, Listening
 from punchd.broker.settings import Limits, Settings
 from punchd.broker.tokens import Keys
 from punchd.broker.turnstile import Verifier
+from punchd.redis.link import IN_FLIGHT
 from punchd.web.listen import Certificate
 from tests.unit.broker.contract import TAP, check_answer
-from tests.unit.broker.peer import ROUNDS, Peer, settle
+from tests.unit.broker.peer import BUSY, ROUNDS, Peer, settle
 
 SECRET = "punch-test-secret-A-0123456789abcdef0123456789abcdef"  # noqa: S105 (the specification's)
 BASE_S = 1_777_810_000.0  # the specification's `now`
@@ -40,6 +43,7 @@ GENEROUS = Limits(
     failed_authentications_per_minute=10**6,
     drain_seconds=0,
 )
+SHARED = ""  # the URL of a Redis in place of memory; see `each_store` in conftest.py
 SETTINGS = Settings(listen=("127.0.0.1:1",), insecure_dev=True, public_url=URL, limits=GENEROUS)
 
 
@@ -125,7 +129,7 @@ class Running:
             with contextlib.suppress(BlockingIOError):
                 while more := sock.recv(65_536, socket.MSG_DONTWAIT):
                     data += more
-            found = _parse(bytes(data), method)
+            found = parse(bytes(data), method)
             if found is not None:
                 TAP.sent(bytes(data))
                 check_answer(method, path, found.status, found.headers, found.body)
@@ -200,7 +204,7 @@ class Running:
         return peers[0], peers[1]
 
 
-def _parse(data: bytes, method: str) -> Answer | None:
+def parse(data: bytes, method: str) -> Answer | None:
     head, end, rest = data.partition(b"\r\n\r\n")
     if not end:
         return None
@@ -249,11 +253,15 @@ async def running(
 ) -> AsyncIterator[Running]:
     """A broker, with the specification's time unless the test says otherwise; it leaves no descriptor behind."""
     before = len(os.listdir("/proc/self/fd"))
+    if SHARED:
+        chosen = replace(chosen, store=SHARED, secret_file="shared")  # noqa: S106 (no file is read)
     listening = Listening([http or listener()], [listener()])
     start = trio.current_time()
     keys = secret or FixedSecret()
     clock = wall or (lambda: BASE_S + trio.current_time() - start)
     broker = Broker(chosen, keys, certificate=certificate, wall=clock, verify=verify)
+    waits_for_redis = partial(_waits_for_redis, broker)
+    BUSY.append(waits_for_redis)
     stop, ended = trio.Event(), trio.Event()
     opened: list[socket.socket] = []
 
@@ -270,12 +278,20 @@ async def running(
                 sock.close()
             stop.set()
     finally:
+        BUSY.remove(waits_for_redis)
         listening.close()
         for sock in opened:
             sock.close()
     assert len(broker.sockets) == 0
     await trio.testing.wait_all_tasks_blocked()
     assert len(os.listdir("/proc/self/fd")) <= before + (http is not None)
+
+
+def _waits_for_redis(broker: Broker) -> bool:
+    store = broker.sessions
+    return isinstance(store, RedisSessions) and (
+        store.instance._link._free.value < IN_FLIGHT or not store.lines.is_idle
+    )
 
 
 def secret_file(folder: Path, *secrets: str, mode: int = 0o600) -> Path:

@@ -9,6 +9,7 @@ import pytest
 from punchd.broker import tokens
 from punchd.broker.creation import Creation
 from punchd.broker.names import is_name
+from punchd.broker.sessions import Sessions
 from punchd.broker.tokens import Refusal
 from tests.unit.broker.running import FixedSecret, running
 from tests.unit.broker.test_tokens import CASES
@@ -23,6 +24,7 @@ async def test_b_031_b_051_b_052_c_30_every_case_is_answered_before_anything_els
         session = case.session if is_name(case.session) else "s"  # else no path could name it
         if case.is_open:
             await server.broker.sessions.create(Creation(session, _STREAMS), b"\x7f\0\0\1")
+            assert isinstance(server.broker.sessions, Sessions)
             server.broker.sessions._live[session].ledger.live.add(tokens.digest(case.token))
         status = 200 if case.refusal in (None, Refusal.SCOPE) else case.refusal.status
         answer, peer = await server.upgrade(f"/api/ws/{session}?t={quote(case.token)}")

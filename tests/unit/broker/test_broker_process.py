@@ -24,7 +24,9 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from tests.unit.broker.contract import check_answer
 from tests.unit.broker.running import listener, secret_file
+from tests.unit.broker.schema import check_server_message
 from tests.unit.web.certificates import write_certificate
 
 START_S = 60.0
@@ -59,7 +61,8 @@ class Process:
             client.request(method, target, None if body is None else json.dumps(body), headers)
             answer = client.getresponse()
             text = answer.read()
-            assert answer.headers["Punch-Version"] == "1.0.0"
+            fields = {name.lower(): value for name, value in answer.getheaders()}
+            check_answer(method, target.partition("?")[0], answer.status, fields, text)
             assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
             return answer.status, json.loads(text)
 
@@ -120,7 +123,7 @@ def test_b_085_b_087_b_110_b_112_b_117_a_whole_life_over_tls_with_rotation_drain
             peers.append(clients.enter_context(client))
             peers[-1].send(json.dumps({"type": "register", "port": port, "meta": {"canary": "in-a-meta-0123456789"}}))
         for peer in peers:
-            while "passphrase" not in (told := json.loads(peer.recv(START_S))):
+            while "passphrase" not in (told := check_server_message(str(peer.recv(START_S)))):
                 pass
             passphrases.add(told["passphrase"])
         assert len(passphrases) == 1
@@ -154,7 +157,7 @@ def test_b_085_b_087_b_110_b_112_b_117_a_whole_life_over_tls_with_rotation_drain
             told = {}
             with contextlib.suppress(ConnectionClosed):
                 while True:
-                    told = json.loads(peer.recv(START_S))
+                    told = check_server_message(str(peer.recv(START_S)))
             assert (told["code"], told["message"]) == ("SERVER_ERROR", "shutting down")
             assert peer.close_code == 1011
         assert at.process.wait(START_S) == 0

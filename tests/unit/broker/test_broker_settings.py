@@ -37,9 +37,11 @@ RIGHT: list[tuple[str, str, object]] = [
     ("public-url", '"https://[2001:db8::1]"', "https://[2001:db8::1]"),
     ("secret-file", '"/s"', "/s"),
     ("store", '"memory"', "memory"),
+    ("store", '"rediss://me:secret@redis.example:7/3"', "rediss://me:secret@redis.example:7/3"),
     ("metrics", "[]", ()),
     ("cors-origins", '["https://a.example", "*"]', ("https://a.example", "*")),
     ("turnstile-secret", '"x"', "x"),
+    ("turnstile-site-key", '"0x4AAA_-.b"', "0x4AAA_-.b"),
     ("reported-endpoint", '"ip"', "ip"),
     ("admin-may-register", "false", False),
     ("passphrase-scope", '"stream"', "stream"),
@@ -59,9 +61,10 @@ WRONG = [
         for text in ("broker.example", "ftp://x", "https://x/", "https://x?y", "https://a b")
     ),
     ("public-url", "1"),
-    *(("store", text) for text in ('"disk"', "1", "[]", '"redis://localhost"')),
+    *(("store", text) for text in ('"disk"', "1", "[]", '"redis://localhost?db=1"')),
     *(("cors-origins", text) for text in ('["a.example"]', '["https://a.example/x"]', '"*"')),
     *(("turnstile-secret", text) for text in ('""', "1")),
+    *(("turnstile-site-key", text) for text in ('""', "1", "'a\"b'", '"a b"')),
     *(
         (name, '"maybe"')
         for name in ("reported-endpoint", "passphrase-scope", "tally-from", "log-level", "log-format", "log-addresses")
@@ -240,7 +243,11 @@ def test_without_a_file_each_process_has_a_secret_of_its_own() -> None:
             "certificate: /nowhere/c",
         ),
         (("--config", "/nowhere/x.toml"), "/nowhere/x.toml: No such file or directory"),
-        (("--store", "redis://x", "--insecure-dev"), "store: expected one of memory"),
+        (("--store", "disk", "--insecure-dev"), "store: expected memory, redis://HOST:PORT/NUMBER"),
+        (
+            ("--store", "redis://x", "--insecure-dev", "--listen", "127.0.0.1:1"),
+            "store: expected a secret-file, the same on all servers",
+        ),
         (("--insecure-dev", "--listen", "127.0.0.1:1", "--public-url", "x"), "public-url: expected https://HOST"),
     ],
 )

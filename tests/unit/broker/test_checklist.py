@@ -6,6 +6,8 @@ stands in ELSEWHERE, with the reason.
 
 from __future__ import annotations
 
+import gc
+import json
 import logging
 import re
 from pathlib import Path
@@ -13,16 +15,15 @@ from pathlib import Path
 import pytest
 
 from punchd.broker.server_messages import CloseCode
+from punchd.broker.session import Session
+from punchd.broker.sessions import Sessions
 from punchd.broker.sockets import CLOSE_CODES
 from tests.unit.broker.contract import TAP, Tap
 from tests.unit.broker.running import running
 
 ELSEWHERE = {
-    "b_046": "a client's: what it does with another version",
-    "b_060": "a client's: peer and session in either order",
     "b_067": "hibernation is not implemented",
     "b_068": "hibernation is not implemented",
-    "b_072": "a client's: codes that it does not know",
     "b_073": "for a later version of the protocol: no 4xxx code is ever sent",
     "b_115": "about registries, not about programs",
 }
@@ -109,3 +110,25 @@ async def test_c_55_an_admin_is_told_the_passphrase_so_its_token_is_the_medias_k
         admin = await server.join("show", made["token"])
         [match, _] = await admin.heard()
         assert len(match["passphrase"]) == 43
+
+
+async def test_b_103_b_105_a_passphrase_is_drawn_for_each_session_and_forgotten_with_it() -> None:
+    drawn: list[str] = []
+    async with running() as server:
+        for _ in range(2):
+            made = await server.create()
+            one, _ = await server.pair(made)
+            drawn.append(next(json.loads(text)["passphrase"] for text in one.texts if "passphrase" in text))
+            assert isinstance(server.broker.sessions, Sessions)
+            kept = server.broker.sessions._live["show"].passphrases
+            assert kept.of("default") == drawn[-1]
+            await server.ask("DELETE", "/api/session/show", token=made["token"])
+            with pytest.raises(KeyError):
+                kept.of("default")
+        assert drawn[0] != drawn[1]
+        assert len(server.broker.sessions) == 0
+        gc.collect()
+        sessions = [one for one in gc.get_objects() if isinstance(one, Session)]
+        assert [one for one in sessions if one.plan.name == "show" and one.facts.members] == []
+        state = repr(vars(server.broker.sessions))
+        assert [one for one in drawn if one in state] == []

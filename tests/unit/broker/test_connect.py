@@ -15,6 +15,8 @@ from tests.unit.broker.running import running
 SENDER, RECEIVER = Direction.SENDER, Direction.RECEIVER
 URI = "srt://192.0.2.7:6000?mode=rendezvous&port=5000&passphrase=0123456789_-x&pbkeylen=32&latency=200"
 
+GST = URI.replace("&port=", "&localaddress=0.0.0.0&localport=")
+
 
 def end(direction: Direction = SENDER, ip: str = "192.0.2.7", port: int = 6000) -> End:
     return End(Endpoint(ip_address(ip), port), 5000, direction, 200, "0123456789_-x")
@@ -26,12 +28,12 @@ def end(direction: Direction = SENDER, ip: str = "192.0.2.7", port: int = 6000) 
         ("url", end(), URI),
         ("url", end(RECEIVER), URI),
         ("url", end(ip="2001:db8::7"), URI.replace("192.0.2.7", "[2001:db8::7]")),
-        ("srt-live-transmit", end(), f'srt-live-transmit "udp://:5100" "{URI}"'),
+        ("srt-live-transmit", end(), f'srt-live-transmit "udp://127.0.0.1:5100" "{URI}"'),
         ("srt-live-transmit", end(RECEIVER), f'srt-live-transmit "{URI}" "udp://127.0.0.1:5100"'),
         (
             "ffmpeg",
             end(),
-            f'srt-live-transmit "udp://:5100" "{URI}" & '
+            f'srt-live-transmit "udp://127.0.0.1:5100" "{URI}" & '
             'ffmpeg -re -i INPUT -f mpegts "udp://127.0.0.1:5100?pkt_size=1316"',
         ),
         (
@@ -42,13 +44,18 @@ def end(direction: Direction = SENDER, ip: str = "192.0.2.7", port: int = 6000) 
         (
             "gstreamer",
             end(),
-            "gst-launch-1.0 filesrc location=INPUT ! tsparse set-timestamps=true ! "
-            f'srtsink uri="{URI.replace("&port=", "&localport=")}"',
+            f'gst-launch-1.0 filesrc location=INPUT ! tsparse set-timestamps=true alignment=7 ! srtsink uri="{GST}"',
         ),
         (
             "gstreamer",
             end(RECEIVER),
-            f'gst-launch-1.0 srtsrc uri="{URI.replace("&port=", "&localport=")}" ! filesink location=OUTPUT',
+            f'gst-launch-1.0 srtsrc uri="{GST}" ! filesink location=OUTPUT',
+        ),
+        (
+            "gstreamer",
+            end(RECEIVER, ip="2001:db8::7"),
+            f'gst-launch-1.0 srtsrc uri="{GST.replace("0.0.0.0", "::").replace("192.0.2.7", "[2001:db8::7]")}" '  # noqa: S104 (no socket)
+            "! filesink location=OUTPUT",
         ),
         (
             "vmix",

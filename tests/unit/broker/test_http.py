@@ -134,6 +134,30 @@ async def test_b_043_b_123_c_03_the_documents_are_served_and_the_routes_are_thos
             node = node[part]
 
 
+async def test_c_36_what_a_connection_string_is_not_for_is_refused_whoever_asks() -> None:
+    async with running() as server:
+        made = await server.create(streams=["wide"])
+        await server.pair(made)
+        for token, good in ((made["token"], ""), (made["peerTokens"]["wide"], "port=5011")):
+            for query in (
+                "stream=",
+                "port=65536",
+                "port=1023",
+                "port=x",
+                "port=",
+                "side=c",
+                "side=",
+                "role=x",
+                "format=x",
+            ):
+                source = "127.0.0.11"
+                target = f"/api/session/show/connect?{query}&{good}"
+                answer = await server.ask("GET", target, token=token, source=source)
+                assert answer.status in (400, 403, 404), target
+            target = f"/api/session/show/connect?{good}"
+            assert (await server.ask("GET", target, token=token, source=source)).status == 200
+
+
 async def test_b_111_nothing_ever_redirects() -> None:
     async with running() as server:
         for method in ("GET", "POST", "DELETE", "HEAD"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import socket
@@ -17,7 +16,10 @@ from punchd.broker.session import Session
 from tests.unit.broker.contract import TAP
 from tests.unit.broker.peer import Peer, settle
 from tests.unit.broker.running import running, settings
+from tests.unit.broker.schema import check_server_message
 from tests.unit.web.raw_websocket import BINARY, CONT, TEXT, frame
+
+pytestmark = pytest.mark.usefixtures("each_store")
 
 
 async def test_b_055_b_056_b_057_b_058_b_066_c_42_the_normal_case_in_exact_order() -> None:
@@ -120,6 +122,7 @@ async def test_b_050_c_40_c_51_the_token_comes_in_the_query_or_the_header_and_bo
         ({"sec_websocket_version": "8"}, 400, "INVALID_REQUEST"),
     ],
 )
+@pytest.mark.parametrize("each_store", ["memory"], indirect=True)
 async def test_b_042_b_044_a_bad_handshake_is_answered_in_our_words(
     fields: dict[str, str], status: int, code: str
 ) -> None:
@@ -130,6 +133,7 @@ async def test_b_042_b_044_a_bad_handshake_is_answered_in_our_words(
         assert status != 426 or answer.headers["upgrade"] == "websocket"
 
 
+@pytest.mark.parametrize("each_store", ["memory"], indirect=True)
 async def test_b_044_the_upgrade_has_the_version_and_no_extension() -> None:
     async with running() as server:
         made = await server.create()
@@ -155,6 +159,7 @@ async def test_b_044_the_upgrade_has_the_version_and_no_extension() -> None:
         frame(8, b"\x03\xed"),
     ],
 )
+@pytest.mark.parametrize("each_store", ["memory"], indirect=True)
 async def test_b_002_b_069_c_05_broken_frames_are_closed_with_1011(data: bytes) -> None:
     async with running() as server:
         made = await server.create()
@@ -178,6 +183,7 @@ async def test_b_002_b_069_c_05_broken_frames_are_closed_with_1011(data: bytes) 
         frame(TEXT, b" " * 16_384),
     ],
 )
+@pytest.mark.parametrize("each_store", ["memory"], indirect=True)
 async def test_b_001_b_121_c_45_what_is_no_message_is_answered_and_borne(data: bytes) -> None:
     async with running() as server:
         made = await server.create()
@@ -313,27 +319,7 @@ async def test_c_07_a_reported_port_is_believed_if_the_operator_wants_it(reporte
         assert (peer["port"], peer["ip"], "meta" in peer) == (port, "127.0.0.31", False)
 
 
-async def test_b_103_b_105_a_passphrase_is_drawn_for_each_session_and_forgotten_with_it() -> None:
-    drawn: list[str] = []
-    async with running() as server:
-        for _ in range(2):
-            made = await server.create()
-            one, _ = await server.pair(made)
-            drawn.append(next(json.loads(text)["passphrase"] for text in one.texts if "passphrase" in text))
-            kept = server.broker.sessions._live["show"].passphrases
-            assert kept.of("default") == drawn[-1]
-            await server.ask("DELETE", "/api/session/show", token=made["token"])
-            with pytest.raises(KeyError):
-                kept.of("default")
-        assert drawn[0] != drawn[1]
-        assert len(server.broker.sessions) == 0
-        gc.collect()
-        sessions = [one for one in gc.get_objects() if isinstance(one, Session)]
-        assert [one for one in sessions if one.plan.name == "show" and one.facts.members] == []
-        state = repr(vars(server.broker.sessions))
-        assert [one for one in drawn if one in state] == []
-
-
+@pytest.mark.parametrize("each_store", ["memory"], indirect=True)
 async def test_b_106_the_server_opens_no_udp_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[int] = []
     real = socket.socket.__init__
@@ -385,7 +371,7 @@ async def test_b_065_the_second_websocket_library_plays_a_peer() -> None:
                     async with connect(url) as peer:
                         await peer.send(json.dumps({"type": "register", "port": port}))
                         while "start" not in heard:
-                            heard.append(json.loads(await peer.recv())["type"])
+                            heard.append(check_server_message(str(await peer.recv()))["type"])
                             if heard[-1] == "peer":
                                 await peer.send('{"type":"ready"}')
                     kinds.append(heard)

@@ -16,6 +16,7 @@ import trio
 
 from punchd import __version__
 from punchd.cli import punch as cli
+from punchd.cli import tool
 from punchd.errors import ConfigError
 from punchd.punch import keys, settings
 from punchd.punch.settings import Settings
@@ -41,7 +42,7 @@ def run(home: Path, *words: str, **variables: str) -> subprocess.CompletedProces
 
 
 def chosen(home: Path, *words: str) -> Settings:
-    return cli._settings(cli.arguments().parse_args(words), home / "config.toml")
+    return tool.meeting_settings(cli.arguments().parse_args(words), home / "config.toml")
 
 
 def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
@@ -160,7 +161,7 @@ def test_errors_are_json_when_that_is_asked_for(tmp_path: Path) -> None:
 
 def test_without_standard_descriptors_its_own_sockets_do_not_become_its_input() -> None:
     program = (
-        "import os\nfrom punchd.cli import punch\nos.close(0); os.close(1)\npunch._open_standard_descriptors()\n"
+        "import os\nfrom punchd.cli import tool\nos.close(0); os.close(1)\ntool.open_standard_descriptors()\n"
         "assert os.readlink('/proc/self/fd/0') == os.readlink('/proc/self/fd/1') == '/dev/null'"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -267,7 +268,9 @@ def test_until_there_is_a_server_to_ask_connect_loads_no_more_than_it_needs() ->
         "punchd.punch.mail",
         "punchd.client.options",
     }
-    assert not [name for name in found if name.startswith(("punchd.kernel", "punchd.attempt", "punchd.web"))]
+    assert not [name for name in found if name.startswith(("punchd.kernel", "punchd.attempt"))]
+    web = [name for name in found if name.startswith("punchd.web.")]
+    assert all(name.startswith("punchd.web.client_") for name in web)
 
 
 def test_until_there_is_a_daemon_to_ask_listen_loads_no_more_than_it_needs() -> None:

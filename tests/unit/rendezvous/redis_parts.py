@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 import trio
 
-from punchd.rendezvous import redis_url
+from punchd.redis import url as redis_url
 from punchd.rendezvous.redis_store import RedisStore
 from punchd.rendezvous.settings import Limits, Settings
 from punchd.rendezvous.store import Registered, Store

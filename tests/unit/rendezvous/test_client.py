@@ -204,8 +204,10 @@ async def test_opening_fails_at_once_when_nobody_listens() -> None:
 def test_importing_the_client_loads_neither_cryptography_nor_the_server() -> None:
     program = "import punchd.rendezvous.client, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    heavy = ("cryptography", "asyncio", "websockets", "httptools", "prometheus_client", "punchd.web", "punchd.kernel")
+    heavy = ("cryptography", "asyncio", "websockets", "httptools", "prometheus_client", "punchd.kernel")
     assert [name for name in loaded if name.startswith((*heavy, "punchd.rendezvous.service"))] == []
+    web = [name for name in loaded if name.startswith("punchd.web.")]
+    assert [name for name in web if not name.startswith("punchd.web.client_")] == []
 
 
 async def lose(server: Place, service: Rendezvous) -> None:

@@ -13,7 +13,6 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from punchd.rendezvous import client_connection, client_http, client_url
 from punchd.rendezvous.client import (
     InsecureError,
     NotRendezvousError,
@@ -21,7 +20,9 @@ from punchd.rendezvous.client import (
     RendezvousError,
     UnreachableError,
 )
-from punchd.rendezvous.client_http import HttpClient
+from punchd.rendezvous.client_requests import server
+from punchd.web import client_connection, client_http, client_url
+from punchd.web.client_http import HttpClient
 from tests.unit.rendezvous.client_parts import PATIENCE_S, place, read_request, server_tls, tcp_server
 from tests.unit.web.certificates import write_certificate
 
@@ -106,7 +107,7 @@ def heads() -> st.SearchStrategy[bytes]:
 def test_whatever_bytes_come_back_the_end_is_an_answer_or_one_of_our_errors(data: bytes) -> None:
     async def run() -> None:
         async with tcp_server(answering(data)) as port:
-            client = HttpClient(client_url.parse(f"http://127.0.0.1:{port}"), None)
+            client = HttpClient(server(client_url.parse(f"http://127.0.0.1:{port}", "rendezvous URL")), None)
             with trio.fail_after(PATIENCE_S):
                 complaint = ""
                 try:
@@ -187,7 +188,7 @@ async def test_a_connection_is_kept_and_one_that_the_server_closed_meanwhile_cos
             await stream.send_all(response(b"{}"))
 
     async with tcp_server(two_each) as port:
-        client = HttpClient(client_url.parse(f"http://127.0.0.1:{port}"), None)
+        client = HttpClient(server(client_url.parse(f"http://127.0.0.1:{port}", "rendezvous URL")), None)
         for _ in range(5):
             assert (await client.ask("GET", "/")).status == 200
         client.close()
@@ -203,7 +204,7 @@ async def test_an_answer_with_more_behind_it_ends_the_connection() -> None:
             await stream.send_all(response(b"{}") + response(b"[]"))
 
     async with tcp_server(doubled) as port:
-        client = HttpClient(client_url.parse(f"http://127.0.0.1:{port}"), None)
+        client = HttpClient(server(client_url.parse(f"http://127.0.0.1:{port}", "rendezvous URL")), None)
         assert [(await client.ask("GET", "/")).body for _ in range(3)] == [b"{}"] * 3
         client.close()
     assert len(connections) == 3
@@ -218,7 +219,7 @@ async def test_a_request_that_was_given_up_leaves_no_connection_behind() -> None
         ends.append("end")
 
     async with tcp_server(silent) as port:
-        client = HttpClient(client_url.parse(f"http://127.0.0.1:{port}"), None)
+        client = HttpClient(server(client_url.parse(f"http://127.0.0.1:{port}", "rendezvous URL")), None)
         with trio.move_on_after(0.1):
             await client.ask("GET", "/")
         async with trio.open_nursery() as nursery:
@@ -239,7 +240,7 @@ async def test_a_request_that_was_given_up_leaves_no_connection_behind() -> None
 
 
 async def test_with_tls_everything_works_for_who_trusts_the_authority(tmp_path: Path) -> None:
-    chain, key = write_certificate(tmp_path, "the test's own")
+    chain, key = write_certificate(tmp_path, "the test's own", address="192.0.2.1")
     trusting = ssl.create_default_context(cafile=chain)
     async with place(None) as server:
         await server.start(tls=server_tls(chain, key))

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from punchd.errors import DecodeError
-from punchd.rendezvous import client_answers, client_url
+from punchd.rendezvous import client_answers
 from punchd.rendezvous.client_answers import Membership
 from punchd.rendezvous.client_errors import IdentityLostError, NotRendezvousError, RefusedError, UnreachableError
-from punchd.rendezvous.client_http import Reply
-from punchd.rendezvous.client_requests import MOST_PAUSE_S, PATIENCE_S, Requests
+from punchd.rendezvous.client_requests import MOST_PAUSE_S, PATIENCE_S, Requests, server
+from punchd.web import client_url
+from punchd.web.client_http import Reply
 
-URL = client_url.parse("https://rendezvous.example:5025")
+URL = server(client_url.parse("https://rendezvous.example:5025", "rendezvous URL"))
 KEY = bytes(32)
 
 

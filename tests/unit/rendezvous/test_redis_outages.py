@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
 
+from punchd.errors import StoreError
+from punchd.redis import url as redis_url
+from punchd.redis.link import Link
+from punchd.redis.script import Use
 from punchd.rendezvous.pulse import ACCEPTED, UNKNOWN
 from punchd.rendezvous.signals import Posted
-from punchd.rendezvous.store import Registered, StoreError
+from punchd.rendezvous.store import Registered
 from tests.unit.rendezvous.parts import origin
 from tests.unit.rendezvous.redis_parts import (
     PATIENCE_S,
@@ -253,6 +258,30 @@ async def test_a_password_is_used_and_never_told(
             assert status == (200 if is_right else 503)
     assert "hunter" not in caplog.text
     assert is_right or "WRONGPASS" in caplog.text or "invalid username-password" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `hunter1`, `hunter2`, \r\n",  # Redis 5
+        b"-ERR syntax error in HELLO option 'hunter1 hunter2'\r\n",
+    ],
+)
+async def test_a_redis_that_repeats_the_password_is_not_quoted(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def repeat(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(answer)
+        await stream.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, repeat, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        use = Use(b"channel", b"probe", "punchd.test", "nothing goes on")
+        place = redis_url.parse(f"redis://hunter1:hunter2@127.0.0.1:{port}", "store")
+        nursery.start_soon(Link(place, use, hear=lambda _message: None, resync=lambda: None).run)
+        await until(lambda: "punchd.test" in caplog.text)
+        nursery.cancel_scope.cancel()
+    assert "hunter" not in caplog.text
 
 
 def test_a_registered_client_shows_no_key() -> None:

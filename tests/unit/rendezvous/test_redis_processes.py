@@ -39,7 +39,7 @@ def test_without_the_extra_it_is_one_line_that_names_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "punchd.rendezvous.redis_store", raising=False)
-    monkeypatch.delitem(sys.modules, "punchd.rendezvous.redis_link", raising=False)
+    monkeypatch.delitem(sys.modules, "punchd.redis.link", raising=False)
     monkeypatch.setitem(sys.modules, "coredis.connection", None)
     assert cli.main(["--http", "127.0.0.1:5025", "--store", "redis://:hunter2@h"]) == 78
     [line] = capsys.readouterr().err.splitlines()

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from punchd.errors import ConfigError
-from punchd.rendezvous import hmac_state, identity, redis_url
+from punchd.redis import url as redis_url
+from punchd.redis.url import Place
+from punchd.rendezvous import hmac_state, identity
 from punchd.rendezvous import redis_codec as codec
-from punchd.rendezvous.redis_url import Place
 from punchd.rendezvous.signals import Signal
 
 SECRET = "hunter2"  # noqa: S105

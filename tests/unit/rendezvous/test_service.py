@@ -14,9 +14,9 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
+from punchd.errors import StoreError
 from punchd.rendezvous import pulse
 from punchd.rendezvous.settings import Settings
-from punchd.rendezvous.store import StoreError
 from tests.unit.rendezvous.parts import GENEROUS, Member
 from tests.unit.rendezvous.running import PATIENCE_S, Pulser, Running, loopback, running, until
 

@@ -10,7 +10,7 @@ import trio
 from punchd.web.limits import Limits
 from punchd.web.messages import Answer, Request, Upgrade
 from punchd.web.websocket import INBOX_MESSAGES, WebSocket, WebSocketClosedError
-from tests.unit.web.raw_websocket import PING, PONG, TEXT, closing, frame, raw_websocket
+from tests.unit.web.raw_websocket import CLOSE, PING, PONG, TEXT, closing, frame, raw_websocket
 from tests.unit.web.site import PATIENCE_S, Site, echo, emptied, serving
 
 
@@ -58,6 +58,23 @@ async def test_a_client_that_sends_on_after_our_close_frame_is_dropped_in_time()
     async with serving(handle, Limits(close_s=0.3)) as site:
         with trio.fail_after(PATIENCE_S):
             await chatter(site)
+        await emptied(site)
+
+
+async def test_a_client_that_floods_after_our_close_frame_is_not_heard_out() -> None:
+    async def run(ws: WebSocket) -> None:
+        await ws.close(1000)
+
+    async def handle(_: Request) -> Answer:
+        return Upgrade(run)
+
+    async with serving(handle, Limits(close_s=1e6)) as site:
+        with trio.fail_after(PATIENCE_S):
+            async with raw_websocket(site) as ws:
+                assert await ws.frame() == (CLOSE, b"\x03\xe8")
+                with contextlib.suppress(trio.BrokenResourceError):
+                    while True:
+                        await ws.send(frame(TEXT, b"x" * 100) * 100)
         await emptied(site)
 
 

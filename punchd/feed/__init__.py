@@ -1,0 +1,1 @@
+"""`punch media`: files and pipes over the media protocol."""

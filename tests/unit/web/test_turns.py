@@ -1,0 +1,166 @@
+"""Who may use the processor next: short rounds, and no waiting behind those who want much."""
+
+from __future__ import annotations
+
+from collections import Counter
+from time import perf_counter
+
+import pytest
+import trio
+import trio.lowlevel
+import trio.testing
+
+from punchd.web.turns import CREDIT, MOST, YOUNG_S, Turns
+from punchd.web.websocket import WebSocket
+from tests.unit.web.raw_websocket import OPENING, TEXT, frame
+from tests.unit.web.site import PATIENCE_S, read_answer, serving
+from tests.unit.web.test_websocket import upgrading
+
+FLOODERS = 20
+FLOOD = 30  # messages of each that wait
+
+
+@pytest.fixture
+def is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every round is, so that there is one turn in each."""
+    monkeypatch.setattr("punchd.web.turns.YOUNG_S", -1.0)
+
+
+def work() -> None:
+    end = perf_counter() + YOUNG_S
+    while perf_counter() < end:
+        pass
+
+
+async def want(turns: Turns, served: list[str], name: str, cost: int = 1) -> None:
+    await turns.take(name.encode(), cost)
+    served.append(name)
+
+
+async def test_in_a_young_round_a_turn_is_had_at_once(nursery: trio.Nursery) -> None:
+    turns = Turns()
+    nursery.start_soon(turns.run)
+    await trio.testing.wait_all_tasks_blocked()
+    before = trio.lowlevel.current_statistics().tasks_runnable
+    await turns.take(b"a")
+    assert (len(turns), trio.lowlevel.current_statistics().tasks_runnable) == (0, before)
+
+
+@pytest.mark.usefixtures("is_old")
+async def test_where_nobody_gives_turns_they_are_had_at_once() -> None:
+    turns = Turns()
+    with trio.fail_after(PATIENCE_S):
+        await turns.take(b"a", MOST)
+
+
+@pytest.mark.usefixtures("is_old")
+async def test_who_wants_little_is_served_before_the_rest_of_who_wants_much(nursery: trio.Nursery) -> None:
+    turns, served = Turns(), list[str]()
+    nursery.start_soon(turns.run)
+    await trio.testing.wait_all_tasks_blocked()
+    async with trio.open_nursery() as wishes:
+        for _ in range(100):
+            wishes.start_soon(want, turns, served, "much")
+        await trio.lowlevel.checkpoint()
+        wishes.start_soon(want, turns, served, "little")
+    assert Counter(served) == {"much": 100, "little": 1}
+    assert served.index("little") <= CREDIT + MOST
+
+
+@pytest.mark.usefixtures("is_old")
+async def test_heavy_work_pays_with_the_turns_of_its_source(nursery: trio.Nursery) -> None:
+    turns, served = Turns(), list[str]()
+    nursery.start_soon(turns.run)
+    await trio.testing.wait_all_tasks_blocked()
+    async with trio.open_nursery() as wishes:
+        for _ in range(10):
+            wishes.start_soon(want, turns, served, "heavy", MOST)
+            for _ in range(10):
+                wishes.start_soon(want, turns, served, "light")
+    assert Counter(served) == {"heavy": 10, "light": 100}
+    last_light = len(served) - 1 - served[::-1].index("light")
+    heavy_before = served[:last_light].count("heavy")
+    assert heavy_before <= 100 // MOST + 2, "as much work for both, as long as both want some"
+
+
+@pytest.mark.usefixtures("is_old")
+@pytest.mark.parametrize("sources", [1, 7])
+async def test_all_are_served_however_many_and_heavy(nursery: trio.Nursery, sources: int) -> None:
+    turns, served = Turns(), list[str]()
+    nursery.start_soon(turns.run)
+    await trio.testing.wait_all_tasks_blocked()
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as wishes:
+            for number in range(300):
+                wishes.start_soon(want, turns, served, str(number % sources), 1 + number % MOST)
+    assert len(served) == 300
+    assert len(turns) == 0
+
+
+@pytest.mark.usefixtures("is_old")
+async def test_who_gives_up_waiting_takes_no_turn(nursery: trio.Nursery) -> None:
+    turns, served = Turns(), list[str]()
+    nursery.start_soon(turns.run)
+    await trio.testing.wait_all_tasks_blocked()
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as wishes, trio.open_nursery() as given_up:
+            for _ in range(50):
+                given_up.start_soon(want, turns, served, "a")
+                wishes.start_soon(want, turns, served, "b")
+            await trio.lowlevel.checkpoint()
+            given_up.cancel_scope.cancel()
+    assert served.count("b") == 50
+    assert len(turns) == 0
+
+
+@pytest.mark.usefixtures("is_old")
+async def test_when_the_giving_ends_nobody_waits_on(nursery: trio.Nursery) -> None:
+    turns, served = Turns(), list[str]()
+    async with trio.open_nursery() as giving:
+        giving.start_soon(turns.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(50):
+            nursery.start_soon(want, turns, served, "a", MOST)
+        await trio.lowlevel.checkpoint()
+        giving.cancel_scope.cancel()
+    with trio.fail_after(PATIENCE_S):
+        while len(served) < 50:  # noqa: ASYNC110 (what is tested has no event)
+            await trio.sleep(0.001)
+
+
+async def test_a_client_with_one_message_does_not_wait_for_those_of_many_others() -> None:
+    handled = Counter[str]()
+    between = 0
+
+    async def converse(ws: WebSocket) -> None:
+        while True:
+            text = await ws.receive()
+            assert isinstance(text, str)
+            handled[text] += 1
+            work()
+            if text == "one":
+                ws.queue(text)
+
+    async with serving(upgrading(converse, cancel_when_closed=True)) as site:
+
+        async def opened(source: str) -> trio.SocketStream:
+            stream = await trio.open_tcp_stream("127.0.0.1", site.port, local_address=source)
+            await stream.send_all(OPENING + b"\r\n")
+            await read_answer(stream)
+            return stream
+
+        flooders = [await opened(f"127.0.0.{2 + number % 4}") for number in range(FLOODERS)]
+        polite = await opened("127.0.0.99")
+        for stream in flooders:
+            await stream.send_all(frame(TEXT, b"many") * FLOOD)
+        while handled["many"] < FLOODERS:
+            await trio.lowlevel.checkpoint()
+        before = handled["many"]
+        await polite.send_all(frame(TEXT, b"one"))
+        with trio.fail_after(PATIENCE_S):
+            await polite.receive_some(100)
+        between = handled["many"] - before
+        for stream in (*flooders, polite):
+            await stream.aclose()
+    assert handled["one"] == 1
+    assert between < 2 * FLOODERS, f"{between} of others' messages came before it"
