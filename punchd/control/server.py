@@ -6,6 +6,7 @@ import errno
 import logging
 import socket
 import struct
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -19,6 +20,8 @@ from punchd.errors import Code, DeniedError
 
 STOP_S = 2.0  # how long connections may take to hear that the daemon stops
 FIRST_LINE_S = 0.3  # how long who was let in just before a stop may take for the first line
+FAREWELL_S = 0.1  # how long who is sent away may take to write what nobody will read
+SENT_AWAY = 32  # of those at most
 ACCEPTED_AT_ONCE = 8  # before others have their turn
 ACCEPT_PAUSE_S = 0.1  # after running out of descriptors: others have to end first
 
@@ -42,6 +45,7 @@ class Server:
         self._state = state
         self._allowed_uids = allowed_uids
         self._connections: set[Connection] = set()
+        self._sent_away: deque[socket.socket] = deque()
         self._stopping = False
         self._tasks: trio.Nursery
 
@@ -96,9 +100,31 @@ class Server:
         try:
             rule = self._admit(uid, gid, stream)
         except DeniedError as denied:
-            _send_away(stream, denied)
+            self._send_away(stream, denied)
             return
         self._tasks.start_soon(self._serve, trio.socket.from_stdlib_socket(stream), uid, rule)
+
+    def _send_away(self, stream: socket.socket, denied: DeniedError) -> None:
+        """One line that says why; it fits into the buffer of a socket that nothing was written to.
+
+        The socket stays open for a moment, or who writes before reading would get EPIPE instead. In a flood that moment
+        is shorter.
+        """
+        with suppress(OSError):
+            stream.send(format_answer(Error(None, denied.code, str(denied))).encode() + b"\n", socket.MSG_DONTWAIT)
+            stream.shutdown(socket.SHUT_WR)
+        if not self._sent_away:
+            self._tasks.start_soon(self._forget_sent_away)
+        self._sent_away.append(stream)
+        if len(self._sent_away) > SENT_AWAY:
+            self._sent_away.popleft().close()
+
+    async def _forget_sent_away(self) -> None:
+        try:
+            await trio.sleep(FAREWELL_S)
+        finally:
+            while self._sent_away:
+                self._sent_away.popleft().close()
 
     async def _serve(self, stream: trio.socket.SocketType, uid: int, rule: Rule) -> None:
         connection = Connection(stream, uid, self._state, rule)
@@ -133,9 +159,3 @@ def _groups(stream: socket.socket) -> Iterable[int]:
     except OSError as error:
         text = f"the policy goes by groups, and yours cannot be had: {error.strerror} (at most {_MAX_GROUPS})"
         raise DeniedError(Code.NOT_PERMITTED, text) from None
-
-
-def _send_away(stream: socket.socket, denied: DeniedError) -> None:
-    """One line that says why; it fits into the buffer of a socket that nothing was written to."""
-    with stream, suppress(OSError):
-        stream.send(format_answer(Error(None, denied.code, str(denied))).encode() + b"\n", socket.MSG_DONTWAIT)

@@ -7,18 +7,39 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from tests.bench import crowded, flood, line_speed, pulse_speed, punch_time, rendezvous_speed, stun_speed, web_speed
+from tests.bench import (
+    broker_flood,
+    broker_idle,
+    broker_redis,
+    broker_speed,
+    crowded,
+    flood,
+    hostile,
+    line_speed,
+    media_speed,
+    pulse_speed,
+    punch_time,
+    rendezvous_speed,
+    stun_speed,
+    web_speed,
+)
 
 BENCHES: dict[str, Callable[[], Awaitable[None]]] = {
     "lines": line_speed.main,
     "udp-time": punch_time.main,
     "tcp-time": punch_time.tcp,
     "crowd": crowded.main,
+    "hostile": hostile.main,
     "pulses": pulse_speed.main,
     "stun": stun_speed.main,
     "web": web_speed.main,
     "rendezvous": rendezvous_speed.main,
     "flood": flood.main,
+    "media": media_speed.main,
+    "broker": broker_speed.main,
+    "broker-redis": broker_redis.main,
+    "broker-idle": broker_idle.main,
+    "broker-flood": broker_flood.main,
 }
 
 

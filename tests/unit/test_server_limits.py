@@ -71,6 +71,7 @@ async def test_connections_beyond_a_users_limit_get_one_line_and_are_closed(tmp_
             await application.send("cancel|x")
             await application.line()
         with await running.connect() as refused:
+            await refused.send(initiate("a", "wins"))
             (line,) = await refused.rest()
             assert line.startswith("error|-|busy|3 connections of uid ")
         kept.pop().stream.close()
