@@ -41,8 +41,10 @@ class Progress:
 
     async def run(self) -> None:
         """For ever."""
+        due = trio.current_time()
         while True:
-            await trio.sleep(EVERY_S)
+            due += EVERY_S
+            await trio.sleep_until(due)
             members = self._now()
             if self._news.is_json:
                 self._news.say("statistics", "", **members)

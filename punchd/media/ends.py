@@ -69,6 +69,10 @@ class Incoming:
         actions, flushed = self._carry_out(self.initiator.handle_timeout(now))
         return actions, [*delivered, *flushed]
 
+    def reidentify(self, new: bytes, now: float) -> tuple[list[Action], Sequence[Delivery]]:
+        """Name the session anew; as `Initiator.reidentify`."""
+        return self._carry_out(self.initiator.reidentify(new, now))
+
     def _carry_out(self, actions: list[Action]) -> tuple[list[Action], Sequence[Delivery]]:
         flushed: list[Delivery] = []
         for action in actions:

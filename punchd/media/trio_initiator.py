@@ -185,8 +185,7 @@ class Initiator:
         Raises:
             ValueError: not an id.
         """
-        self._act(self._machine.reidentify(new, trio.current_time()))
-        self._keep_ready()
+        self._take(*self._incoming.reidentify(new, trio.current_time()))
 
     def statistics(self) -> Received:
         """What was received so far."""
@@ -215,7 +214,8 @@ class Initiator:
         self._act(self._machine.open(trio.current_time()))
         while not self._is_established:
             await self._read()
-            self._keep_ready()
+            for delivery in self._ready:  # in a slot that the next read fills again
+                delivery.keep()
 
     def _end(self) -> None:
         self._release()
@@ -228,9 +228,7 @@ class Initiator:
     async def _keep_time(self) -> None:
         while True:
             if await self._alarm.wait(self._incoming.next_timeout()):
-                actions, deliveries = self._incoming.handle_timeout(trio.current_time())
-                self._take(actions, deliveries)
-                self._keep_ready()
+                self._take(*self._incoming.handle_timeout(trio.current_time()))
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -296,11 +294,6 @@ class Initiator:
             self._act(actions)
         elif deliveries:
             self._waiting.cancel()
-
-    def _keep_ready(self) -> None:
-        """Payloads may be in a slot that is filled again before somebody asks for them."""
-        for delivery in self._ready:
-            delivery.keep()
 
 
 def _is_connected(sock: socket.socket) -> bool:

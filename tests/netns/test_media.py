@@ -106,7 +106,7 @@ def test_over_a_path_that_loses_and_reorders_what_arrives_is_exact_and_what_is_l
     assert PACKET * lost <= len(whole) - len(part) <= 6 * PACKET * lost
     assert 0 < lost < sent["logical_sends"] / 20
     assert (received["duplicates"], received["kernel_drops"], received["invalid"]) == (0, 0, 0)
-    assert len(receiver.named("statistics")) >= seconds - 1
+    assert len(receiver.named("statistics")) >= 0.8 * seconds  # it is sent a little faster than it would play
 
 
 def test_ffmpeg_at_both_ends_of_the_pipe(clean: World, tmp_path: Path) -> None:

@@ -161,6 +161,7 @@ def play(weather: Weather, seed: int, responder: ResponderSettings) -> None:
             network._act("responder", network.answering.reidentify(PEER, b"id %d" % number, network.now))
         if rng.random() < 0.1:
             network._act("initiator", network.asking.reidentify(b"other %d" % number, network.now))
+    network.run(network.now + 1.0)  # the last one is on its way
     assert set(network.delivered) <= payloads
     if not weather.double:
         assert len(network.delivered) == len(set(network.delivered))

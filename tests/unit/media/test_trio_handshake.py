@@ -177,3 +177,26 @@ async def test_a_stream_that_has_ended_before_it_was_accepted_is_never_accepted(
         with trio.move_on_after(0.05) as scope:
             await responder.accept()
         assert scope.cancelled_caught
+
+
+async def test_msp_c28_an_initiator_that_names_the_session_anew_forgets_what_it_saw_and_repeats_the_name(
+    pair: Pair,
+) -> None:
+    sender = pair[0]
+    sender.setblocking(False)
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+
+            async def answer() -> None:
+                await trio.lowlevel.wait_readable(sender)
+                sender.send(encode(SynAck(True, A)))
+
+            nursery.start_soon(answer)
+            async with Initiator.open(pair[1], desired=A) as initiator:
+                for name in (b"another", B):
+                    sender.send(encode(Media(1, 0, 0, memoryview(b"x"))))
+                    assert (await initiator.receive()).take() == b"x"
+                    initiator.reidentify(name)
+                await trio.sleep(0.6)
+    names = [found.id for found in map(parse, drained(sender)) if isinstance(found, ConnectionId)]
+    assert names.count(B) >= 3
