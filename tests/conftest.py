@@ -10,6 +10,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("punchd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("punchd")
 
 NEEDS_LONG = pytest.mark.skip(reason="takes minutes; run it with: ./dev test --long")
 NEEDS_ROOT = pytest.mark.skip(reason="builds network namespaces; run it as root with: sudo ./dev test")
