@@ -54,8 +54,7 @@ def sample(time_ms: int = 1000, size_bytes: int = 1000) -> Sample:
 
 
 def bare(actions: list[Action]) -> list[Action]:
-    """Without news."""
-    return [action for action in actions if not isinstance(action, Tell)]
+    return [action for action in actions if not isinstance(action, Tell)]  # without news
 
 
 def told(actions: list[Action]) -> list[str]:
