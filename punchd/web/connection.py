@@ -21,7 +21,7 @@ from punchd.web.http import CONTINUE, RequestReader, encode
 from punchd.web.limits import Limits
 from punchd.web.messages import Answer, Handler, LongPoll, Problem, Request, Response, Upgrade
 from punchd.web.rate import source_key
-from punchd.web.turns import MOST, Turns
+from punchd.web.turns import Turns
 from punchd.web.websocket import WebSocket
 
 _RECEIVE_BYTES = 16_384
@@ -133,7 +133,7 @@ class Connection:
         with trio.move_on_after(self._service.limits.tls_s) as self._idle:
             try:
                 await trio.lowlevel.wait_readable(self._sock)
-                await self._service.turns.take(self._source, MOST)
+                await self._service.turns.take_handshake(self._source)
                 await stream.do_handshake()
             except GONE as error:
                 log.debug("%s: TLS handshake failed: %s", self._peer, error.__cause__ or error)
@@ -291,13 +291,12 @@ class Connection:
         service.counts.answers[101] += 1
         service.counts.websockets += 1
         try:
-            self._websocket = WebSocket(protocol, self._stream, self._sock, service.limits, self._take_turn)
+            self._websocket = WebSocket(
+                protocol, self._stream, self._sock, service.limits, turns=service.turns, source=self._source
+            )
             await self._websocket.run(upgrade, self._reader.rest())
         finally:
             service.counts.websockets -= 1
-
-    async def _take_turn(self, cost: int) -> None:
-        await self._service.turns.take(self._source, cost)
 
     async def _answer(self, response: Response, connection: str | None, *, is_head: bool = False) -> None:
         self._service.counts.answers[response.status] += 1

@@ -36,7 +36,7 @@ from punchd.web.farewell import GONE, drop, part
 from punchd.web.handshake import Protocol
 from punchd.web.limits import Limits
 from punchd.web.messages import MAX_REASON_BYTES, Upgrade
-from punchd.web.turns import MOST
+from punchd.web.turns import MOST, Turns
 
 RECEIVE_BYTES = 4096  # what a client says in one turn: some seventy small frames
 INBOX_MESSAGES = 32  # whole messages that wait for the application before reading pauses
@@ -78,8 +78,8 @@ class WebSocket:
 
     __slots__ = (
         "_changed", "_close_by", "_inbox", "_is_cut_off", "_is_over", "_limits", "_message", "_message_is_text",
-        "_nursery", "_outbox", "_protocol", "_reading", "_sock", "_stream", "_take_turn", "_writing", "close_code",
-        "close_reason", "notice_frame", "subprotocol",
+        "_nursery", "_outbox", "_protocol", "_reading", "_sock", "_source", "_stream", "_turns", "_writing",
+        "close_code", "close_reason", "notice_frame", "subprotocol",
     )  # fmt: skip
 
     def __init__(
@@ -88,9 +88,11 @@ class WebSocket:
         stream: trio.SocketStream | trio.SSLStream[trio.SocketStream],
         sock: trio.socket.SocketType,
         limits: Limits,
-        take_turn: Callable[[int], Awaitable[None]],
+        *,
+        turns: Turns,
+        source: bytes,
     ) -> None:
-        """`stream` is `sock`, or TLS on it. Both stay the caller's. `take_turn` waits for a turn, see `Turns.take`."""
+        """`stream` is `sock`, or TLS on it. Both stay the caller's. Its turns are those of `source`."""
         self.subprotocol: str | None = protocol.subprotocol
         self.notice_frame: Callable[[], None] = _pay_no_heed
         self.close_code: int | None = None
@@ -99,7 +101,8 @@ class WebSocket:
         self._stream = stream
         self._sock = sock
         self._limits = limits
-        self._take_turn = take_turn
+        self._turns = turns
+        self._source = source
         self._inbox: list[str | bytes] = []  # is short; an empty deque has 600 bytes
         self._message = bytearray()  # fragments of a message that is not whole
         self._message_is_text = False
@@ -125,14 +128,13 @@ class WebSocket:
         Raises:
             WebSocketClosedError: the conversation is over, whoever ended it.
         """
-        if self._inbox:
+        if self._inbox or self._is_over:
             await trio.lowlevel.checkpoint()
-            await self._take_turn(1)
         while not self._inbox:
             if self._is_over:
-                await trio.lowlevel.checkpoint()
                 raise self._closed()
             await self._changed.park()
+        await self._turns.take(self._source)
         message = self._inbox.pop(0)
         if len(self._inbox) == INBOX_MESSAGES - 1:
             self._changed.unpark_all()
@@ -221,18 +223,22 @@ class WebSocket:
             upgrade: what the application wants.
             rest: bytes that came with the handshake.
         """
-        async with trio.open_nursery() as self._nursery:
-            application = trio.CancelScope() if upgrade.cancel_when_closed else None  # entered, it has 700 bytes
-            self._nursery.start_soon(self._converse, upgrade.run, application)
-            await self._read(rest)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                application = trio.CancelScope() if upgrade.cancel_when_closed else None  # entered, it has 700 bytes
+                self._nursery.start_soon(self._converse, upgrade.run, application)
+                await self._read(rest)
+                self._end()
+                if application is not None:
+                    application.cancel()
+                with trio.move_on_after(self._limits.close_s):
+                    while self._outbox:
+                        await self._changed.park()
+                await part(self._stream, self._limits.linger_s)
+                self._sock.close()
+        finally:
             self._end()
-            if application is not None:
-                application.cancel()
-            with trio.move_on_after(self._limits.close_s):
-                while self._outbox:
-                    await self._changed.park()
-            await part(self._stream, self._limits.linger_s)
-            self._sock.close()
+            self._outbox.clear()  # a turn to write it may still come, and there is no nursery any more
 
     async def _converse(self, run: Callable[[WebSocket], Awaitable[None]], scope: trio.CancelScope | None) -> None:
         code = 1000
@@ -251,7 +257,7 @@ class WebSocket:
         while True:
             if data:
                 is_pinged = False
-                await self._take_turn(1 if len(data) <= _SMALL_BYTES else MOST)
+                await self._turns.take(self._source, 1 if len(data) <= _SMALL_BYTES else MOST)
                 self._feed(data)
             if self._protocol.eof_sent or self._is_over:
                 return
@@ -323,14 +329,18 @@ class WebSocket:
                 del self._outbox[: os.write(self._sock.fileno(), self._outbox)]
         if self._outbox:
             self._writing = True
+            self._turns.call(self._source, self._start_writing)
+
+    def _start_writing(self) -> None:
+        if self._outbox:
             self._nursery.start_soon(self._write)
+        else:  # dropped meanwhile
+            self._writing = False
 
     async def _write(self) -> None:
         try:
             while self._outbox:
-                await self._take_turn(1)
-                if not (data := bytes(self._outbox[:_WRITE_BYTES])):
-                    return  # dropped meanwhile
+                data = bytes(self._outbox[:_WRITE_BYTES])
                 with trio.move_on_after(self._limits.write_s) as scope:
                     await self._stream.send_all(data)
                 if scope.cancelled_caught:
@@ -338,6 +348,8 @@ class WebSocket:
                     return
                 del self._outbox[: len(data)]
                 self._changed.unpark_all()
+                if self._outbox:
+                    await self._turns.take(self._source)
         except GONE:
             self._drop()
         finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import pytest
@@ -10,10 +12,11 @@ import trio
 import trio.lowlevel
 import trio.testing
 
-from punchd.web.turns import CREDIT, MOST, YOUNG_S, Turns
+from punchd.web.limits import Limits
+from punchd.web.turns import CREDIT, HANDSHAKE_S, MOST, YOUNG_S, Turns
 from punchd.web.websocket import WebSocket
 from tests.unit.web.raw_websocket import OPENING, TEXT, frame
-from tests.unit.web.site import PATIENCE_S, read_answer, serving
+from tests.unit.web.site import PATIENCE_S, emptied, read_answer, serving
 from tests.unit.web.test_websocket import upgrading
 
 FLOODERS = 20
@@ -128,6 +131,61 @@ async def test_when_the_giving_ends_nobody_waits_on(nursery: trio.Nursery) -> No
             await trio.sleep(0.001)
 
 
+@pytest.mark.usefixtures("is_old")
+async def test_an_act_is_called_once_with_its_turn(nursery: trio.Nursery) -> None:
+    turns, served = Turns(), list[int]()
+    turns.call(b"a", lambda: served.append(-1))
+    assert served == [-1], "at once, where nobody gives turns"
+    nursery.start_soon(turns.run)
+    await trio.testing.wait_all_tasks_blocked()
+    for number in range(50):
+        turns.call(b"a", partial(served.append, number))
+    assert served == [-1]
+    await trio.testing.wait_all_tasks_blocked()
+    assert served == [-1, *range(50)]
+    assert len(turns) == 0
+
+
+async def shake(turns: Turns, begun: list[float]) -> None:
+    await turns.take_handshake(b"a")
+    begun.append(perf_counter())
+
+
+async def test_between_two_handshakes_there_is_time_for_others(nursery: trio.Nursery) -> None:
+    turns, begun = Turns(), list[float]()
+    await shake(turns, begun)  # at once, where nobody gives turns
+    nursery.start_soon(turns.run)
+    await trio.testing.wait_all_tasks_blocked()
+    async with trio.open_nursery() as wishes:
+        for _ in range(20):
+            wishes.start_soon(shake, turns, begun)
+        await trio.lowlevel.checkpoint()
+        begun_before = len(begun)
+        await turns.take(b"b")
+        assert len(begun) <= begun_before + 1, "other work does not wait for them"
+    assert len(begun) == 21
+    assert begun[-1] - begun[1] >= 18 * HANDSHAKE_S
+    assert len(turns) == 0
+
+
+async def test_a_handshake_of_a_quiet_source_does_not_wait_for_all_of_a_loud_one(nursery: trio.Nursery) -> None:
+    turns, served = Turns(), list[str]()
+
+    async def wish(name: str) -> None:
+        await turns.take_handshake(name.encode())
+        served.append(name)
+
+    nursery.start_soon(turns.run)
+    await trio.testing.wait_all_tasks_blocked()
+    async with trio.open_nursery() as wishes:
+        for _ in range(50):
+            wishes.start_soon(wish, "loud")
+        await trio.sleep(10 * HANDSHAKE_S)
+        before = len(served)
+        wishes.start_soon(wish, "quiet")
+    assert served.index("quiet") - before <= CREDIT
+
+
 async def test_a_client_with_one_message_does_not_wait_for_those_of_many_others() -> None:
     handled = Counter[str]()
     between = 0
@@ -164,3 +222,22 @@ async def test_a_client_with_one_message_does_not_wait_for_those_of_many_others(
             await stream.aclose()
     assert handled["one"] == 1
     assert between < 2 * FLOODERS, f"{between} of others' messages came before it"
+
+
+async def test_a_turn_to_write_that_comes_after_the_end_of_the_conversation_does_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    acts: list[Callable[[], None]] = []
+    monkeypatch.setattr(Turns, "call", lambda _turns, _source, act: acts.append(act))
+
+    async def converse(ws: WebSocket) -> None:
+        ws.queue("x" * 10_000_000)
+        await ws.wait_closed()
+
+    async with serving(upgrading(converse), Limits(close_s=0.1)) as site:
+        async with await site.connect() as stream:
+            await stream.send_all(OPENING + b"\r\n")
+            await read_answer(stream)
+        await emptied(site)
+        assert len(acts) == 1
+        acts[0]()
