@@ -18,31 +18,31 @@ What is wrong is found in this order: too many requests of the source (429), no 
 the token (401, 404, 403), the body (413, 415, 400), the thing itself. HEAD is answered as GET, OPTIONS with the methods
 there are. A session is created in the order of §6.2.2.
 
-Decides only: the store keeps, `sockets.py` talks, `punchd.web` reads and writes.
+Decides only: the store keeps, `sockets.py` talks, `punchd.web` reads and writes. What a route and a request to it are
+stands in `routes.py`; which connection string somebody gets, in `strings.py`.
 
 Source: seed 000 §5, §6.1; broker specification §6.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
-from punchd.broker import answers, connect, creation, openapi, strict_json, tokens
+from punchd.broker import answers, creation, openapi, strict_json, strings, tokens
 from punchd.broker.access import Access, bearer, source_ip
 from punchd.broker.answers import Dress, HttpCode
 from punchd.broker.clock import Clock
-from punchd.broker.messages import Direction
-from punchd.broker.names import MAX_PORT, MAX_TTL_S, MIN_LOCAL_PORT, MIN_TTL_S, is_name
+from punchd.broker.names import MAX_TTL_S, MIN_TTL_S, is_name
 from punchd.broker.page import WebPage, qr
+from punchd.broker.routes import Act, Call, Route, body, json_object
 from punchd.broker.settings import Settings
 from punchd.broker.sockets import CLOSE_CODES, MAX_FRAME_BYTES, Sockets
-from punchd.broker.store import Match, NotCreated, Store
-from punchd.broker.tokens import Grant, LimitError, Role, TokenError
+from punchd.broker.store import NotCreated, Store
+from punchd.broker.tokens import LimitError, Role
 from punchd.broker.turnstile import Verdict, Verifier
 from punchd.broker.windows import Deed
 from punchd.endpoint import IPAddress
@@ -50,43 +50,8 @@ from punchd.errors import DecodeError, StoreError
 from punchd.web.messages import Answer, Request, Response, Upgrade, json_response
 from punchd.web.rate import source_key
 
-MAX_BODY_BYTES = 16_384  # §6.1
 _TURNSTILE_S = 5  # Retry-After when its service is away, C-39
 _HEALTH = "/api/health"
-_PORT = re.compile(r"[0-9]{1,5}")
-_ADMIN = Grant("", Role.ADMIN, None, 0)  # of routes that take no token
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A request to a route: whom it comes from, and what its token says where the route asks for one."""
-
-    request: Request = field(repr=False)
-    ip: IPAddress = field(repr=False)
-    name: str = ""
-    grant: Grant = _ADMIN
-
-
-@dataclass(frozen=True, slots=True)
-class _Act:
-    do: Callable[[Call], Awaitable[Answer]]
-    deed: Deed = Deed.REQUEST
-    needs_token: bool = False
-    admin_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A path. `label` is its template, for logs, metrics and the OpenAPI document."""
-
-    label: str
-    path: re.Pattern[str]
-    acts: Mapping[str, _Act]
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """That are answered."""
-        return (*self.acts, *(("HEAD",) if "GET" in self.acts else ()), "OPTIONS")
 
 
 class Api:
@@ -112,22 +77,20 @@ class Api:
         self._dress = Dress(settings)
         self._page = WebPage(settings)
         self._proxies = frozenset(ip_address(text) for text in settings.trusted_proxies)
-        any_token, admin = partial(_Act, needs_token=True), partial(_Act, needs_token=True, admin_only=True)
-        table: tuple[tuple[str, Mapping[str, _Act]], ...] = (
-            (_HEALTH, {"GET": _Act(self._health)}),
-            ("/api/session", {"POST": _Act(self._create, Deed.CREATE)}),
+        any_token, admin = partial(Act, needs_token=True), partial(Act, needs_token=True, admin_only=True)
+        table: tuple[tuple[str, Mapping[str, Act]], ...] = (
+            (_HEALTH, {"GET": Act(self._health)}),
+            ("/api/session", {"POST": Act(self._create, Deed.CREATE)}),
             ("/api/session/{name}", {"GET": any_token(self._view), "DELETE": admin(self._close)}),
             ("/api/session/{name}/token", {"POST": admin(self._mint), "DELETE": admin(self._revoke)}),
-            ("/api/session/{name}/connect", {"GET": any_token(self._connect)}),
-            ("/api/ws/{name}", {"GET": _Act(self._open, Deed.UPGRADE)}),
-            ("/spec/openapi.json", {"GET": _Act(self._openapi)}),
-            ("/spec/punch-messages.schema.json", {"GET": _Act(self._schema)}),
-            *((label, {"GET": _Act(self._web, Deed.PAGE)}) for label in ("/", "/s/{name}", "/page/{name}")),
-            ("/s/{name}/qr", {"GET": _Act(self._qr)}),
+            ("/api/session/{name}/connect", {"GET": any_token(self._strings)}),
+            ("/api/ws/{name}", {"GET": Act(self._open, Deed.UPGRADE)}),
+            ("/spec/openapi.json", {"GET": Act(self._openapi)}),
+            ("/spec/punch-messages.schema.json", {"GET": Act(self._schema)}),
+            *((label, {"GET": Act(self._web, Deed.PAGE)}) for label in ("/", "/s/{name}", "/page/{name}")),
+            ("/s/{name}/qr", {"GET": Act(self._qr)}),
         )
-        self.routes = tuple(
-            Route(label, re.compile(re.escape(label).replace(r"\{name\}", "([^/]*)")), acts) for label, acts in table
-        )
+        self.routes = tuple(Route.of(label, acts) for label, acts in table)
 
     async def __call__(self, request: Request) -> Answer:
         route = self._route(request.path)
@@ -207,11 +170,11 @@ class Api:
     async def _create(self, call: Call) -> Answer:
         if self.is_draining:
             return _stopping()
-        body = _body(call.request)
-        if isinstance(body, Response):
-            return body
+        data = body(call.request)
+        if isinstance(data, Response):
+            return data
         try:
-            wanted = creation.read(body)
+            wanted = creation.read(data)
         except DecodeError as error:
             return answers.invalid(str(error))
         refusal = await self._captcha(wanted.turnstile, call.ip)
@@ -254,7 +217,7 @@ class Api:
     # --- tokens ------------------------------------------------------------------------------------------------------
 
     async def _mint(self, call: Call) -> Answer:
-        view, members = await self._store.view(call.name), _object(call.request)
+        view, members = await self._store.view(call.name), json_object(call.request)
         if view is None:
             return answers.no_session()
         if isinstance(members, Response):
@@ -282,7 +245,7 @@ class Api:
         return json_response({"token": token, "stream": stream, "exp": grant.exp, "url": url}, 201)
 
     async def _revoke(self, call: Call) -> Answer:
-        members = _object(call.request)
+        members = json_object(call.request)
         if isinstance(members, Response):
             return members
         token = members.get("token")
@@ -292,39 +255,8 @@ class Api:
             return answers.error(404, HttpCode.NOT_FOUND, "the session has no such token")
         return Response(204, (("Cache-Control", "no-store"),))
 
-    # --- connection strings ------------------------------------------------------------------------------------------
-
-    async def _connect(self, call: Call) -> Answer:
-        query = call.request.query
-        view = await self._store.view(call.name)
-        if view is None:
-            return answers.no_session()
-        form, role = query.get("format", connect.DEFAULT_FORMAT), query.get("role")
-        if form not in connect.FORMATS:
-            return answers.invalid(f"format: expected one of {', '.join(connect.FORMATS)}")
-        if role not in (None, *Direction):
-            return answers.invalid("role: expected sender or receiver")
-        streams = view.plan.streams
-        stream = query.get("stream", call.grant.stream or (streams[0] if len(streams) == 1 else None))
-        if stream is None:
-            return answers.invalid("stream: expected a name, since the session has several")
-        try:
-            tokens.check_stream(call.grant, stream)
-        except TokenError as error:
-            return await self._access.refuse(error, call.ip)
-        if stream not in streams:
-            return answers.no_stream()
-        match = await self._store.match(call.name, stream)
-        if match is None:
-            return answers.error(409, HttpCode.NOT_READY, "the stream does not have both its peers")
-        which = _which(call, match)
-        if isinstance(which, Response):
-            return which
-        side = match.sides[which]
-        direction = Direction(role) if role else side.direction or (Direction.SENDER, Direction.RECEIVER)[which]
-        end = connect.End(side.remote, side.local_port, direction, match.latency_ms, match.passphrase)
-        value = {"stream": stream, "format": form, "role": direction.value, "value": connect.string(form, end)}
-        return json_response(value)
+    async def _strings(self, call: Call) -> Answer:
+        return await strings.answer(call, self._store, self._access)
 
     # --- the WebSocket -----------------------------------------------------------------------------------------------
 
@@ -344,45 +276,8 @@ class Api:
             text = "as many connections as there may be are open"
             return answers.retry(503, HttpCode.SESSION_FULL, text, answers.BUSY_S)
         converse = partial(self._sockets.converse, grant=grant, digest=tokens.digest(token), ip=call.ip)
-        return Upgrade(converse, close_codes=CLOSE_CODES, max_message=MAX_FRAME_BYTES)
-
-
-def _which(call: Call, match: Match) -> int | Response:
-    """The end that a connection string is asked for: an admin names it, a peer proves that it is its own."""
-    side, port = call.request.query.get("side", "a"), call.request.query.get("port")
-    if side not in ("a", "b"):
-        return answers.invalid("side: expected a or b")
-    is_port = port is not None and _PORT.fullmatch(port) and MIN_LOCAL_PORT <= int(port) <= MAX_PORT
-    if not is_port and (port is not None or call.grant.role is not Role.ADMIN):
-        return answers.invalid("port: expected the port that was registered")
-    if port is None or call.grant.role is Role.ADMIN:
-        return ("a", "b").index(side)
-    for number, one in enumerate(match.sides):
-        if (one.seen_ip, one.local_port) == (call.ip, int(port)):
-            return number
-    return answers.auth_failed("no peer registered this port from this address", 403)
-
-
-def _body(request: Request) -> bytes | Response:
-    """The body, if it is JSON and not too large."""
-    if len(request.body) > MAX_BODY_BYTES:
-        text = f"expected a body of at most {MAX_BODY_BYTES} bytes"
-        return answers.error(413, HttpCode.PAYLOAD_TOO_LARGE, text)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        return answers.error(415, HttpCode.UNSUPPORTED_MEDIA_TYPE, "Content-Type: expected application/json")
-    return request.body
-
-
-def _object(request: Request) -> dict[str, Any] | Response:
-    body = _body(request)
-    if isinstance(body, Response):
-        return body
-    try:
-        value = strict_json.decode(body)
-    except DecodeError as error:
-        return answers.invalid(str(error))
-    return value if isinstance(value, dict) else answers.invalid("expected a JSON object")
+        audience = f"session:{name}".encode()
+        return Upgrade(converse, close_codes=CLOSE_CODES, max_message=MAX_FRAME_BYTES, audience=audience)
 
 
 def _forwarded_proto(request: Request) -> str:

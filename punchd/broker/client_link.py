@@ -27,6 +27,7 @@ from websockets.uri import parse_uri
 from punchd import __version__
 from punchd.broker import client_answers, client_version
 from punchd.broker.client_errors import BrokerError
+from punchd.broker.server_messages import RESERVED_CLOSE_CODES
 from punchd.web.client_http import retry_after_s
 from punchd.web.client_stream import Server, Stream, connect, reason
 
@@ -184,7 +185,7 @@ class Link:
                 received = self._protocol.close_rcvd
                 # 1005: a frame without a code.
                 self.close_code = None if received is None or received.code == 1005 else int(received.code)
-                self.why = f"the broker closed the connection ({self.close_code or 'no code'})"
+                self.why = f"the broker closed the connection ({_in_words(self.close_code)})"
                 return
             case Opcode.TEXT | Opcode.BINARY:
                 self._is_text, self._message = frame.opcode is Opcode.TEXT, bytearray(frame.data)
@@ -275,3 +276,9 @@ def _broker_error(error: Exception) -> BrokerError:
 
 def _fields(response: Response) -> dict[str, str]:
     return {name.lower(): value for name, value in response.headers.raw_items()}
+
+
+def _in_words(code: int | None) -> str:
+    if code is None:
+        return "no code"
+    return f"{code}, {RESERVED_CLOSE_CODES[code]}" if code in RESERVED_CLOSE_CODES else str(code)

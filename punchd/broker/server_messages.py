@@ -65,6 +65,17 @@ class CloseCode(IntEnum):
     ERROR = 1011
 
 
+# Of a later version of the protocol, seed 000 §8.2: never sent, and nothing is done upon them; a client tells people.
+RESERVED_CLOSE_CODES: Mapping[int, str] = {
+    4400: "invalid message",
+    4401: "authentication failed",
+    4404: "session not found or already closed",
+    4408: "idle or registration timeout",
+    4409: "stream slot already taken",
+    4429: "message rate limit exceeded",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
     """Where the other peer is: `endpoint`. `local_port` is what the receiver itself registered."""

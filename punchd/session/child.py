@@ -2,7 +2,8 @@
 
 A program's standard error is read here, line by line, with the passphrase blotted out. The first one's standard
 input and the last one's standard output are our own, so that media can be piped through; from a terminal nothing is
-read, since a process group in the background may not.
+read, since a process group in the background may not. Where something has to follow what a program wrote (`tail`), we
+hold the writing end of its pipe, too.
 
 Each program has a process group of its own: Ctrl-C reaches us alone, and a shell's children end with it. If we are
 killed, srt-live-transmit ends by SIGPIPE with its next line of statistics.
@@ -11,9 +12,12 @@ killed, srt-live-transmit ends by SIGPIPE with its next line of statistics.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
+import sys
+import termios
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +31,7 @@ TERM_S = 3.0  # from SIGTERM to SIGKILL; srt-live-transmit takes 0.1 s
 FED_S = 3.0  # from the end of the input to SIGTERM; ffmpeg writes its file's end then, and needs 0.1 s
 LAST_WORDS_S = 1.0  # for what a program that has ended left in its pipe
 MAX_LINE_BYTES = 4096
+_LOOK_S = 0.01  # at whether a pipe is empty
 _BLOT = "***"
 
 
@@ -67,6 +72,8 @@ async def run(commands: Sequence[Command], ears: Ears, linger_s: float) -> Ended
         return await _attend(running, ears, linger_s)
     finally:
         with trio.CancelScope(shield=True):
+            for program in running:
+                program.let_go()
             await _end(running)
             for program in running:
                 await program.errors.aclose()
@@ -85,13 +92,38 @@ def is_private() -> bool:
 
 @dataclass(slots=True)
 class _Program:
-    """A running program and our ends of its pipes. `is_over`: it has ended, and so has all that it started."""
+    """A running program and our ends of its pipes.
+
+    Attributes:
+        output: where it writes, if something has to follow; None: nothing, or it is done.
+        is_over: it has ended, and so has all that it started.
+    """
 
     command: Command
     process: trio.Process
     errors: trio.abc.ReceiveStream
     statistics: trio.abc.ReceiveStream
+    output: int | None
     is_over: bool = False
+
+    async def add_tail(self) -> None:
+        """Let what has to follow follow; who does not read is not waited for.
+
+        Not before all else was read: srt-live-transmit takes ten pieces at once into a buffer of its own, and looks at
+        what is left in that when more comes, which the end is not.
+        """
+        if self.output is not None:
+            with trio.move_on_after(FED_S), contextlib.suppress(BrokenPipeError):
+                while _waiting(self.output):  # noqa: ASYNC110 (a pipe tells nobody that it is empty)
+                    await trio.sleep(_LOOK_S)
+                os.write(self.output, self.command.tail)  # it does not block: less than the pipe holds
+            self.let_go()
+
+    def let_go(self) -> None:
+        """What reads from it sees its end."""
+        if self.output is not None:
+            os.close(self.output)
+            self.output = None
 
 
 def _pipe(ours: contextlib.ExitStack) -> tuple[int, int]:
@@ -100,6 +132,11 @@ def _pipe(ours: contextlib.ExitStack) -> tuple[int, int]:
     for one in ends:
         ours.callback(os.close, one)
     return ends
+
+
+def _waiting(pipe: int) -> int:
+    """How many bytes nobody has read yet."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 async def _start(command: Command, source: int | None, sink: int | None) -> _Program:
@@ -126,7 +163,8 @@ async def _start(command: Command, source: int | None, sink: int | None) -> _Pro
     finally:
         os.close(writing)
     assert process.stderr is not None  # noqa: S101 (a pipe was asked for)
-    return _Program(command, process, process.stderr, trio.lowlevel.FdStream(reading))
+    output = os.dup(sink) if sink is not None and command.tail else None
+    return _Program(command, process, process.stderr, trio.lowlevel.FdStream(reading), output)
 
 
 async def _attend(running: Sequence[_Program], ears: Ears, linger_s: float) -> Ended:
@@ -153,6 +191,7 @@ async def _wait(program: _Program, first: list[Ended], linger_s: float, scope: t
     if not first:
         first.append(Ended(code, f"{program.command.words[0]}: {_in_words(code)}"))
         if code == 0 and not program.command.is_end:
+            await program.add_tail()
             await trio.sleep(linger_s)
     scope.cancel()
 

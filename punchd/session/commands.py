@@ -76,9 +76,10 @@ def ended(error: BrokerError) -> EndedError:
     match error:
         case RefusedError(code="SESSION_NOT_FOUND"):
             return EndedError(Exit.NOT_ONLINE, text)
-        case RefusedError():
-            after = error.retry_after_s
-            return EndedError(Exit.REFUSED, text if after is None else f"{text}; try again in {after:.0f} s")
+        case RefusedError(code=word, retry_after_s=after):
+            # It cannot serve anybody now: not what was asked is wrong, nor who asked.
+            code = Exit.RENDEZVOUS if word == "SERVER_ERROR" else Exit.REFUSED
+            return EndedError(code, text if after is None else f"{text}; try again in {after:.0f} s")
         case ClosedError():
             return EndedError(Exit.BROKEN, text)
         case InsecureError():

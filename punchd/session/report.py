@@ -5,6 +5,7 @@ No passphrase is ever printed; tokens are only where somebody asked for them.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, assert_never
@@ -29,6 +30,10 @@ from punchd.broker.client_events import (
 from punchd.broker.client_values import Created, Minted, SessionStatus
 from punchd.broker.messages import Light
 
+# Where an encoder sends and a player listens. Two ports, so that both peers may be one host.
+INPUT, OUTPUT = "udp://127.0.0.1:5100", "udp://127.0.0.1:5101"
+HINT = "Media are MPEG-TS at UDP ports of each peer's own host; files and other tools: punch session join --help"
+
 _REASONS = {"admin_closed": "by an admin", "ttl_expired": "its time is over", "error": "the broker failed"}
 
 
@@ -41,8 +46,8 @@ def created(made: Created, saved: str | None) -> list[str]:
     else:
         found.append(f"admin, to watch and close it: --token-file {saved}")
     for name, token in made.peer_tokens.items():
-        found += ["", f"{name}, for both its peers:", f"  punch session join '{url(made, token)}'"]
-    return found
+        found += ["", f"{name}, for the peer that sends and the one that receives:", *joining(url(made, token))]
+    return [*found, "", HINT]
 
 
 def created_members(made: Created, saved: str | None) -> dict[str, Any]:
@@ -57,8 +62,14 @@ def url(made: Created, token: str) -> str:
     return f"{made.url}#t={token}"
 
 
+def joining(address: str) -> list[str]:
+    """Commands that run as they are: one to send, one to receive."""
+    command = f"  punch session join {shlex.quote(address)}"
+    return [f"{command} --input {INPUT}", f"{command} --output {OUTPUT}"]
+
+
 def minted(link: SessionLink, made: Minted) -> list[str]:
-    return [f"{made.stream}, until {until(made.exp * 1000)}:", f"  punch session join '{link}'"]
+    return [f"{made.stream}, until {until(made.exp * 1000)}, to send or to receive:", *joining(str(link)), "", HINT]
 
 
 def minted_members(link: SessionLink, made: Minted) -> dict[str, Any]:

@@ -33,6 +33,9 @@ STREAM = "file://con"  # standard input or output
 _REPORT_PACKETS = 100  # between two lines of statistics: 2 s of 500 kbit/s, ten times a second for 10 Mbit/s
 _PACKET_BYTES = 1316  # seven packets of MPEG-TS, SRT's usual payload
 _US = 1000
+# Null packets, which receivers drop (ISO/IEC 13818-1 §2.4.3). srt-live-transmit sends whole pieces of standard input,
+# and loses what does not fill the last one; as many as make a piece fill it, whatever there is of it.
+_NULL_PACKETS = (b"\x47\x1f\xff\x10" + b"\xff" * 184) * 7
 
 PACKAGES: Mapping[str, str] = {
     "srt-live-transmit": "srt-tools",
@@ -67,11 +70,13 @@ class Command:
     Attributes:
         environment: to be added.
         is_end: it has the SRT socket; the others feed it or are fed.
+        tail: follows what it wrote to the next one, once it has ended well.
     """
 
     words: tuple[str, ...] = field(repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     is_end: bool = True
+    tail: bytes = b""
 
 
 def programs(choice: Choice) -> tuple[str, ...]:
@@ -127,8 +132,10 @@ def commands(choice: Choice, end: connect.End, stream: str) -> tuple[Command, ..
             return (_gstreamer(is_sender, connect.gstreamer_uri(end), choice.media),)
         case "ffmpeg":
             relay = _transmit(is_sender, connect.url(end), STREAM)
-            other = Command(_ffmpeg(is_sender, choice.media), is_end=False)
-            return (other, relay) if is_sender else (relay, other)
+            words = _ffmpeg(is_sender, choice.media)
+            if is_sender:
+                return Command(words, is_end=False, tail=_NULL_PACKETS), relay
+            return relay, Command(words, is_end=False)
         case _:
             return (_custom(choice, _values(end, stream)),)
 

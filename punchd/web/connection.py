@@ -292,7 +292,13 @@ class Connection:
         service.counts.websockets += 1
         try:
             self._websocket = WebSocket(
-                protocol, self._stream, self._sock, service.limits, turns=service.turns, source=self._source
+                protocol,
+                self._stream,
+                self._sock,
+                service.limits,
+                turns=service.turns,
+                source=self._source,
+                audience=upgrade.audience or self._source,
             )
             await self._websocket.run(upgrade, self._reader.rest())
         finally:

@@ -133,6 +133,8 @@ class Upgrade:
         max_message: bytes of a message; None is the server's limit.
         cancel_when_closed: whether `run` is cancelled once the conversation is over. Without it, `run` learns that
             from `receive`, `send` or `wait_closed`, and has to come to an end by itself.
+        audience: whoever is told the same things has the same: what is sent to them takes turns as if it were to one
+            client (`turns`). None: every client has turns of its own.
     """
 
     run: Callable[[WebSocket], Awaitable[None]]
@@ -141,6 +143,7 @@ class Upgrade:
     close_codes: Mapping[int, int] = field(default_factory=dict)
     max_message: int | None = None
     cancel_when_closed: bool = False
+    audience: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

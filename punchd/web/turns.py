@@ -8,7 +8,8 @@ So whoever is about to do some work for a client asks for a turn. While a round 
 and as long as others wait, the work waits for one of the next rounds: as many turns for each of them as keep rounds
 short, first for sources that have not waited lately, then for the others one after the other. Each source has some
 credit when it begins to wait, and again whenever all others were looked at; work costs what it is worth. So whoever
-asks for little is served next, and whoever asks for much waits for himself.
+asks for little is served next, and whoever asks for much waits for himself. What is told to many at once counts as one
+source, whoever they are; else a thousand listeners would go before somebody who came after them.
 
 A TLS handshake takes longer than a round should and cannot be divided. Handshakes have turns of their own, dealt out
 in the same way but one each millisecond, so that most rounds are without one; it has twice the time it takes.

@@ -77,9 +77,9 @@ class WebSocket:
     """
 
     __slots__ = (
-        "_changed", "_close_by", "_inbox", "_is_cut_off", "_is_over", "_limits", "_message", "_message_is_text",
-        "_nursery", "_outbox", "_protocol", "_reading", "_sock", "_source", "_stream", "_turns", "_writing",
-        "close_code", "close_reason", "notice_frame", "subprotocol",
+        "_audience", "_changed", "_close_by", "_inbox", "_is_cut_off", "_is_over", "_limits", "_message",
+        "_message_is_text", "_nursery", "_outbox", "_protocol", "_reading", "_sock", "_source", "_stream", "_turns",
+        "_writing", "close_code", "close_reason", "notice_frame", "subprotocol",
     )  # fmt: skip
 
     def __init__(
@@ -91,8 +91,12 @@ class WebSocket:
         *,
         turns: Turns,
         source: bytes,
+        audience: bytes,
     ) -> None:
-        """`stream` is `sock`, or TLS on it. Both stay the caller's. Its turns are those of `source`."""
+        """`stream` is `sock`, or TLS on it. Both stay the caller's.
+
+        What comes takes turns of `source`, what is sent those of `audience`.
+        """
         self.subprotocol: str | None = protocol.subprotocol
         self.notice_frame: Callable[[], None] = _pay_no_heed
         self.close_code: int | None = None
@@ -103,6 +107,7 @@ class WebSocket:
         self._limits = limits
         self._turns = turns
         self._source = source
+        self._audience = audience
         self._inbox: list[str | bytes] = []  # is short; an empty deque has 600 bytes
         self._message = bytearray()  # fragments of a message that is not whole
         self._message_is_text = False
@@ -329,7 +334,7 @@ class WebSocket:
                 del self._outbox[: os.write(self._sock.fileno(), self._outbox)]
         if self._outbox:
             self._writing = True
-            self._turns.call(self._source, self._start_writing)
+            self._turns.call(self._audience, self._start_writing)
 
     def _start_writing(self) -> None:
         if self._outbox:
@@ -349,7 +354,7 @@ class WebSocket:
                 del self._outbox[: len(data)]
                 self._changed.unpark_all()
                 if self._outbox:
-                    await self._turns.take(self._source)
+                    await self._turns.take(self._audience)
         except GONE:
             self._drop()
         finally:

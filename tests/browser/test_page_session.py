@@ -5,7 +5,9 @@ from __future__ import annotations
 import secrets
 
 import pytest
+from selenium.webdriver.support.select import Select
 
+from punchd.session import report
 from tests.browser.chromium import PHONE, wait
 from tests.browser.conftest import OpenWindow
 from tests.browser.parts import hear, join, produce, raw_peers, say, token_of
@@ -29,7 +31,12 @@ def test_a_producer_and_two_peers_from_creation_to_the_end(open_window: OpenWind
     for peer in (a, b):
         peer.wait_for("Nobody is registered for this stream yet.")
         assert peer.run("return location.href").endswith("/s/whole")
-        assert f"punch session join '{link}'" == peer.value("In a terminal")
+        for words, option in (
+            ("Receive, to UDP port 5101", f"--output {report.OUTPUT}"),
+            ("Send, from UDP port 5100", f"--input {report.INPUT}"),
+        ):
+            Select(peer.field("What it does")).select_by_visible_text(words)
+            assert f"punch session join '{link}' {option}" == peer.value("In a terminal")
     join(a, 5000)
     a.wait_for("Waiting for the other peer")
     producer.wait_for("1 of 2 peers")
@@ -112,11 +119,9 @@ def test_health_reports_are_drawn_and_named_in_words(open_window: OpenWindow, br
             producer.wait_for(word)
             producer.wait_for(f"{rtt} ms")
             drawn.append(producer.run("return document.querySelector('.curve').getAttribute('points')"))
-    assert [len(points.split()) for points in drawn] == [
-        2,
-        2,
-        3,
-    ]  # one report is a dot, which has to be drawn as a line
+            tip = producer.run("return document.querySelector('.tip').getAttribute('points')")
+            assert tip.split() == [drawn[-1].split()[-1]] * 2  # a dot, which has to be drawn as a line
+    assert [len(points.split()) for points in drawn] == [1, 2, 3]
     producer.wait_for("8.00 Mbit/s")
     named = producer.run("return document.querySelector('.figure svg').getAttribute('aria-label')")
     assert named.startswith("Round trip over ")

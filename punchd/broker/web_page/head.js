@@ -51,7 +51,7 @@ export function head(stream = null) {
       if (current && current !== before) announce(STATES[current] ?? current);
       if (current) stateBadge(state, current);
       if (own) say(there, peers(own.peers, 2));
-      else say(there, found.total ? peers(found.connected, found.total) : "");
+      else say(there, found.total && found.state !== "CLOSED" ? peers(found.connected, found.total) : "");
       before = current;
       shown = found;
       if (found.ended && !isOver) stop(`${ENDED[found.ended] ?? ENDED.gone} ${AFTER_END}`);

@@ -2,7 +2,7 @@
 // registers here there is no WebSocket, and the page asks how the session is now and then.
 
 import { call, now, sessionPath } from "./api.js";
-import { announce, copyable, el } from "./dom.js";
+import { announce, copyable, el, newId } from "./dom.js";
 import { head } from "./head.js";
 import { byHand } from "./by_hand.js";
 import { light } from "./light.js";
@@ -11,7 +11,7 @@ import { linkRow } from "./links.js";
 import { idle, step } from "./peering.js";
 import { gone, reduce, unknown, viewed } from "./state.js";
 import { link } from "./token.js";
-import { PHASES, failure } from "./words.js";
+import { PHASES, WITH_TOOL, failure } from "./words.js";
 
 const LOOK_MS = 10_000;
 const LOOK_AT_LIGHT_MS = 3000; // while the light fills the screen
@@ -139,11 +139,19 @@ export async function showPeer(view, name, token, stream) {
 }
 
 function withTool(address) {
-  const command = copyable("In a terminal", `punch session join '${address}'`, { rows: 3 });
+  const id = newId("tool");
+  const command = copyable("In a terminal", "", { rows: 3 });
+  const fill = () => command.set(`punch session join '${address}' ${choice.value}`);
+  const options = Object.entries(WITH_TOOL).map(([value, words]) => el("option", { value }, words));
+  const choice = el("select", { id, onchange: fill }, ...options);
+  fill();
   return el(
     "section", { class: "card" },
     el("h2", {}, "With the tool"),
-    el("p", {}, "It registers, waits for the other peer and says what to start. Then nothing of what follows is needed here."),
+    el("p", {}, "It registers, waits for the other peer and carries the stream. Then nothing of what follows is needed here."),
+    el("p", { class: "field" },
+      el("label", { for: id }, "What it does"), choice,
+      el("span", { class: "hint" }, "MPEG-TS at UDP ports of your own host. Files, ffmpeg and GStreamer: punch session join --help")),
     command.element,
   );
 }

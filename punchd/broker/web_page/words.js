@@ -42,6 +42,11 @@ export const PHASES = {
 export const ALONE =
   "The other peer has left the server. If your stream still runs, leave it as it is; if not, leave and register again.";
 export const NOT_READY = "There is a string once both peers of the stream are registered.";
+// What `punch session join` is told, as `punch session create` prints it: two ports, so that both peers may be one host.
+export const WITH_TOOL = {
+  "--input udp://127.0.0.1:5100": "Send, from UDP port 5100",
+  "--output udp://127.0.0.1:5101": "Receive, to UDP port 5101",
+};
 export const FORMATS = {
   url: "URL (libsrt tools)",
   obs: "OBS Studio",

@@ -66,6 +66,15 @@ class Process:
             assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
             return answer.status, json.loads(text)
 
+    def udp_sockets(self) -> list[str]:
+        """Lines of /proc/net about those that the process has."""
+        own = {os.readlink(one) for one in Path(f"/proc/{self.process.pid}/fd").iterdir()}
+        assert any(one.startswith("socket:") for one in own)
+        tables = [table for kind in ("udp", "raw") for table in Path(f"/proc/{self.process.pid}/net").glob(f"{kind}*")]
+        assert len(tables) >= 2
+        lines = [line for table in tables for line in table.read_text().splitlines()[1:]]
+        return [line for line in lines if f"socket:[{line.split()[9]}]" in own]
+
     def wait_for_log(self, words: str) -> None:
         deadline = time.monotonic() + START_S
         while words not in self.log.read_text():
@@ -106,7 +115,7 @@ def server(folder: Path, *argv: str) -> Iterator[Process]:
             process.wait(START_S)
 
 
-def test_b_085_b_087_b_110_b_112_b_117_a_whole_life_over_tls_with_rotation_drain_and_a_silent_log(
+def test_b_085_b_087_b_106_b_110_b_112_b_117_a_whole_life_over_tls_with_rotation_drain_and_a_silent_log(
     tmp_path: Path,
 ) -> None:
     config = tmp_path / "x.toml"
@@ -127,6 +136,7 @@ def test_b_085_b_087_b_110_b_112_b_117_a_whole_life_over_tls_with_rotation_drain
                 pass
             passphrases.add(told["passphrase"])
         assert len(passphrases) == 1
+        assert at.udp_sockets() == []
 
         secret_file(tmp_path, NEW, OLD)
         write_certificate(tmp_path, "second")

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from punchd.broker import names
 from punchd.broker.health import Thresholds
+from punchd.broker.routes import MAX_BODY_BYTES
 from punchd.broker.secret import Secret
 from punchd.broker.service import open_sockets
 from punchd.broker.settings import Judgement, Limits, Settings, build, check, parse
+from punchd.broker.sockets import MAX_FRAME_BYTES
 from punchd.broker.state import Policy
 from punchd.cli import broker as cli
 from punchd.errors import ConfigError
@@ -128,8 +130,31 @@ def test_c_07_c_14_c_23_c_26_c_27_the_defaults_are_the_specifications() -> None:
     assert Settings().policy == Policy()
     assert Settings().health.thresholds == Thresholds()
     assert Limits().observers == names.OBSERVERS
+    told = Settings().policy
+    assert (told.receivers_may_tally, told.admin_may_register, told.reported.value) == (False, True, "off")
     other = parse(b'tally-from = "admin+receiver"\nadmin-may-register = false\nreported-endpoint = "ip"', WHERE).policy
     assert (other.receivers_may_tally, other.admin_may_register, other.reported.value) == (True, False, "ip")
+
+
+def test_b_033_b_036_b_109_c_23_the_limits_are_those_of_section_9() -> None:
+    figures = {
+        "creations_per_minute": 10,
+        "failed_authentications_per_minute": 30,
+        "requests_per_minute": 120,
+        "upgrades_per_minute": 30,
+        "message_burst": 60,
+        "messages_per_second": 10,
+        "dropped_messages": 200,
+        "violations": 20,
+        "outbound_messages": 256,
+        "outbound_bytes": 1 << 20,
+        "sessions": 10_000,
+        "sessions_per_source": 100,
+        "observers": 8,
+        "websockets_per_source": 200,
+    }
+    assert {name: getattr(Limits(), name) for name in figures} == figures
+    assert (MAX_BODY_BYTES, MAX_FRAME_BYTES) == (16_384, 16_384)
 
 
 URL = {"public-url": "https://x"}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from punchd.broker.server_messages import CloseCode
+from punchd.broker.server_messages import RESERVED_CLOSE_CODES, CloseCode
 from punchd.broker.session import Session
 from punchd.broker.sessions import Sessions
 from punchd.broker.sockets import CLOSE_CODES
@@ -24,7 +24,6 @@ from tests.unit.broker.running import running
 ELSEWHERE = {
     "b_067": "hibernation is not implemented",
     "b_068": "hibernation is not implemented",
-    "b_073": "for a later version of the protocol: no 4xxx code is ever sent",
     "b_115": "about registries, not about programs",
 }
 GAPS = {9, *range(24, 30), *range(47, 50), *range(74, 80), *range(88, 100), 118, 119}  # numbers that were not given
@@ -47,8 +46,9 @@ def test_every_row_has_a_test_or_a_reason() -> None:
 # --- rows about the whole run ----------------------------------------------------------------------------------------
 
 
-def test_b_069_c_04_there_are_two_close_codes() -> None:
+def test_b_069_b_073_c_04_there_are_two_close_codes_and_those_of_a_later_version_are_only_named() -> None:
     assert {code.value for code in CloseCode} == {1000, 1011}
+    assert set(RESERVED_CLOSE_CODES) == {4400, 4401, 4404, 4408, 4409, 4429}
     assert set(CLOSE_CODES.values()) == {1011}
 
 

@@ -41,6 +41,8 @@ from punchd.broker.client import (
     Tally,
     UnreachableError,
 )
+from punchd.broker.server_messages import ErrorCode
+from punchd.broker.sockets import Line
 from punchd.errors import ConfigError, DecodeError, PunchdError
 from punchd.web.listen import Certificate
 from tests.unit.broker.contract import TAP
@@ -72,6 +74,49 @@ async def until(joined: Joined, *kinds: type[Event]) -> list[Event]:
         if isinstance(event, kinds):
             return found
     raise AssertionError(f"over before: {found}")
+
+
+async def test_b_059_b_060_nothing_of_server_and_client_depends_on_which_of_peer_and_session_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server says them the other way round; all goes on as it does otherwise."""
+    deliver, held = Line.deliver, dict[str, str]()
+
+    def swapped(line: Line, text: str, code: ErrorCode | None = None) -> None:
+        if json.loads(text)["type"] in ("peer", "peer_match"):
+            held[line.id] = text
+            return
+        deliver(line, text, code)
+        if line.id in held:
+            deliver(line, held.pop(line.id))
+
+    monkeypatch.setattr(Line, "deliver", swapped)
+    async with place() as (_, broker), contextlib.AsyncExitStack() as stack:
+        made = await create(broker)
+        joined = []
+        for port in (5000, 6000):
+            entered = broker.join("show", made.peer_tokens["wide"], register=Register(port=port))
+            joined.append(await stack.enter_async_context(entered))
+        admin = await stack.enter_async_context(broker.join("show", made.token))
+        for one in joined:
+            told = await until(one, Peer)
+            assert [type(event) for event in told][-2:] == [Session, Peer]
+            await one.ready()
+        for one in joined:
+            await until(one, Start)
+        await joined[0].status(Srt.CONNECTED)
+        states = [event.state async for event in _sessions(admin)]
+        assert states[-2:] == [State.READY, State.CONNECTED]
+        assert held == {}
+
+
+async def _sessions(admin: Joined) -> AsyncIterator[Session]:
+    """All that an admin is told of the session's state, until it is connected."""
+    async for event in admin:
+        if isinstance(event, Session):
+            yield event
+            if event.state is State.CONNECTED:
+                return
 
 
 async def test_a_session_from_its_creation_to_its_end() -> None:

@@ -63,7 +63,7 @@ async def test_c_21_relaying_of_a_later_version_counts_as_connected() -> None:
 
 
 @pytest.mark.parametrize("code", [1011, 1001, 4404, 4408, 4999, None])
-async def test_b_072_c_05_after_any_code_but_1000_it_comes_back_and_registers_again(
+async def test_b_072_b_073_c_05_after_any_code_but_1000_it_comes_back_and_registers_again(
     autojump_clock: MockClock, code: int | None
 ) -> None:
     del autojump_clock
@@ -80,6 +80,7 @@ async def test_b_072_c_05_after_any_code_but_1000_it_comes_back_and_registers_ag
     lost = told[1]
     assert isinstance(lost, Reconnecting)
     assert str(code or "no code") in lost.reason
+    assert ("session not found or already closed" in lost.reason) is (code == 4404)
     assert lost.reason.endswith(": oops")
     assert 0.5 <= lost.wait_s <= 1
 

@@ -220,6 +220,16 @@ async def test_c_39_when_the_captcha_cannot_be_checked_there_is_no_session_and_n
         assert len(server.broker.sessions) == 0
 
 
+async def test_c_39_without_a_passed_captcha_nobody_learns_which_names_are_taken() -> None:
+    captcha = Captcha(Verdict.PASSED)
+    async with running(verify=captcha) as server:
+        await server.create(turnstileToken="good")
+        for verdict, status in ((Verdict.REFUSED, 403), (Verdict.UNKNOWN, 503), (Verdict.PASSED, 409)):
+            captcha.verdict = verdict
+            answer = await server.ask("POST", "/api/session", {"name": "show", "turnstileToken": "x"})
+            assert answer.status == status
+
+
 async def test_the_order_in_which_a_creation_is_refused() -> None:
     captcha = Captcha(Verdict.PASSED)
     chosen = settings({"creations_per_minute": 5, "sessions": 1})

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from punchd.broker.answers import HttpCode
 from punchd.broker.health import HealthEntry, HealthStatus
 from punchd.broker.messages import InvalidMessage, Light, decode
 from punchd.broker.names import is_name
@@ -166,6 +167,11 @@ def test_b_011_c_02_c_21_the_words_are_the_schemas() -> None:
         word for word in SCHEMA["$defs"]["SessionState"]["enum"] if word != "RELAYING"
     ]
     assert [code.value for code in ErrorCode] == SCHEMA["$defs"]["ErrorCode"]["enum"]
+    assert {code.value for code in ErrorCode} & {code.value for code in HttpCode} == {
+        "AUTH_FAILED",
+        "SERVER_ERROR",
+        "SESSION_FULL",
+    }
     assert [status.value for status in HealthStatus] == SCHEMA["$defs"]["HealthStatus"]["enum"]
 
 

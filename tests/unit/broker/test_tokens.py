@@ -175,6 +175,7 @@ def test_b_080_b_081_b_082_b_083_b_084_b_087_c_15_c_29_c_30_every_case_of_sectio
 
 
 def test_b_080_there_are_56_cases_and_the_longest_token_has_293_characters() -> None:
+    assert list(CASES) == [f"T{number:02}" for number in range(1, 11)] + [f"R{number:02}" for number in range(1, 47)]
     assert len(CASES) == 56
     assert len(CASES["T04"].token) == 293
     assert len(CASES["R46"].token) > 512

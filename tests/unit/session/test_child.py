@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 import trio
 
+from punchd.broker.connect import End
+from punchd.broker.messages import Direction
+from punchd.endpoint import Endpoint
 from punchd.punch.outcomes import EndedError, Exit
-from punchd.session import child
+from punchd.session import child, tools
 from punchd.session.child import Ears, Ended
-from punchd.session.tools import Command
+from punchd.session.tools import Choice, Command
 
 PATIENCE_S = 30.0
 
@@ -73,6 +81,51 @@ async def test_an_srt_end_lingers_when_its_source_has_ended_well(tmp_path: Path)
     ended, _ = await run(shell("echo media", is_end=False), sending, linger_s=1.0)
     assert ended.code == 0
     assert file.read_text() == "media\nsent\n"
+
+
+@pytest.mark.parametrize(("code", "left"), [(0, "media, and what fills it up"), (1, "media")])
+async def test_what_has_to_follow_does_if_the_source_has_ended_well(tmp_path: Path, code: int, left: str) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    file = tmp_path / "out"
+    source = Command(
+        ("/bin/sh", "-c", f"printf media; sleep 0.1; exit {code}"), is_end=False, tail=b", and what fills it up"
+    )
+    ended, _ = await run(source, shell(f"cat > {file}"), linger_s=0.5)
+    assert ended.code == code
+    assert file.read_text() == left
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_who_does_not_read_what_has_to_follow_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "FED_S", 0.2)
+    source = Command(("/bin/sh", "-c", "head -c 65536 /dev/zero"), is_end=False, tail=b"more")
+    ended, _ = await run(source, shell("sleep 600"))
+    assert ended.code == 0
+
+
+@pytest.mark.skipif(shutil.which("srt-live-transmit") is None, reason="needs srt-live-transmit: apt install srt-tools")
+@pytest.mark.parametrize("packets", [1, 71, 300])
+async def test_a_films_last_packets_arrive_though_they_do_not_fill_a_piece(tmp_path: Path, packets: int) -> None:
+    film, copy = tmp_path / "film.ts", tmp_path / "copy.ts"
+    film.write_bytes(b"".join(b"\x47\x01\x00\x10" + number.to_bytes(184, "big") for number in range(packets)))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    end = End(Endpoint(ip_address("127.0.0.1"), port), port, Direction.SENDER, 120, "0123456789")
+    feeding, sending = tools.commands(Choice(Direction.SENDER, "ffmpeg"), end, "cam")
+    source = replace(feeding, words=("/bin/sh", "-c", f"sleep 0.5; cat {film}"))
+    receiver = ("srt-live-transmit", "-q", f"srt://127.0.0.1:{port}?mode=listener", "file://con")
+    caller = replace(sending, words=(*sending.words[:-1], f"srt://127.0.0.1:{port}?mode=caller"))
+    with copy.open("wb") as sink:
+        receiving = await trio.lowlevel.open_process(receiver, stdout=sink, stderr=subprocess.DEVNULL)
+        try:
+            await run(source, caller, linger_s=1.0)
+        finally:
+            receiving.terminate()
+            await receiving.wait()
+    found = copy.read_bytes()
+    assert found[: film.stat().st_size] == film.read_bytes()
+    assert len(found) % 1316 == 0
 
 
 def is_running(pid: int) -> bool:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -16,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from punchd.broker.client import Light, SessionLink
+from punchd.broker.messages import Direction
+from punchd.cli import session as cli
 from punchd.punch.news import News
 from punchd.punch.outcomes import EndedError, Exit
-from punchd.session import commands, where
+from punchd.session import commands, options, tools, where
 from tests.unit.broker.fake_broker import CLOSED, TOKEN, Conversation, fake
 from tests.unit.session.process import PATIENCE_S, Place, command, place, running
 
@@ -41,14 +44,26 @@ def until_it_uses(fd: int, pid: int) -> None:
         time.sleep(0.02)
 
 
+def pasted(text: str) -> list[tools.Choice]:
+    """What the commands that stand in a text do as they are, whatever is installed."""
+    found = []
+    for line in text.splitlines():
+        if line.strip().startswith("punch session "):
+            given = cli.arguments().parse_args(shlex.split(line)[2:])
+            assert SessionLink.parse(given.session).token
+            found.append(options.read(given, lambda program: program).choice)
+    return found
+
+
 def test_create_prints_what_to_hand_out_and_the_urls_work(at: Place) -> None:
     made = at.punch("create", "show", "--stream", "wide", "--stream", "close", "--latency", "250", "--ttl", "600")
     assert (made.returncode, made.stderr) == (0, "")
     first, *_ = made.stdout.splitlines()
     assert re.fullmatch(r"session show: 2 streams, latency 250 ms, until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", first)
-    urls = re.findall(r"https://\S+#t=p_[\w.-]+", made.stdout)
+    urls = list(dict.fromkeys(re.findall(r"https://\S+#t=p_[\w.-]+", made.stdout)))
     assert len(urls) == 3
-    assert made.stdout.count("punch session join 'https://") == 2
+    assert [line.partition(",")[0] for line in made.stdout.splitlines() if "receives:" in line] == ["wide", "close"]
+    assert [one.direction for one in pasted(made.stdout)] == [Direction.SENDER, Direction.RECEIVER] * 2
     for url in urls:
         seen = at.punch("status", url)
         assert seen.returncode == 0
@@ -111,7 +126,10 @@ def test_a_token_that_cannot_be_saved_leaves_no_session_that_nobody_can_close(at
 def test_more_tokens_are_made_and_made_worthless(at: Place, tmp_path: Path) -> None:
     admin = at.create("more", "--stream", "wide", "--stream", "close")["admin"]["url"]
     text = at.punch("tokens", admin, "--stream", "wide", "--ttl", "60").stdout
-    assert re.fullmatch(r"wide, until .* UTC:\n  punch session join 'https://localhost:\d+/s/more#t=p_\S+'\n", text)
+    assert re.match(
+        r"wide, until .* UTC, to send or to receive:\n  punch session join 'https://localhost:\d+/s/more#", text
+    )
+    assert [one.direction for one in pasted(text)] == [Direction.SENDER, Direction.RECEIVER]
     made = json.loads(at.punch("tokens", admin, "--stream", "wide", "--json").stdout)
     assert SessionLink.parse(made["url"]).token == made["token"]
     assert at.punch("status", made["url"]).returncode == 0
@@ -155,6 +173,33 @@ def test_a_token_that_is_waited_for_on_standard_input_is_no_reason_not_to_end(at
                 assert waiting.wait(5) in (Exit.INTERRUPTED, -signal.SIGINT)
             finally:
                 waiting.kill()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "left"),
+    [
+        (503, "SERVER_ERROR", Exit.RENDEZVOUS),  # its store is away, or it stops
+        (500, "SERVER_ERROR", Exit.RENDEZVOUS),
+        (503, "SESSION_FULL", Exit.REFUSED),
+        (429, "RATE_LIMITED", Exit.REFUSED),
+        (404, "SESSION_NOT_FOUND", Exit.NOT_ONLINE),
+    ],
+)
+async def test_a_broker_that_cannot_serve_now_is_another_exit_code_than_one_that_refuses(
+    status: int, code: str, left: Exit
+) -> None:
+    async def refuse(broker: Conversation) -> None:
+        await broker.read_http()
+        body = json.dumps({"error": code, "message": "not now", "code": code}).encode()
+        await broker.answer(status, body, Punch_Version="1.0.0", Retry_After="7")
+
+    async with fake(refuse) as url:
+        session = where.Where(where.Place(url, None, allow_plain=False), "show", TOKEN)
+        with pytest.raises(EndedError) as failure:
+            await commands.status(session, print, is_json=False)
+    assert failure.value.code == left
+    assert "not now" in str(failure.value)
+    assert ("; try again in 7 s" in str(failure.value)) is (left is not Exit.NOT_ONLINE)
 
 
 async def test_a_light_in_a_session_that_ends_is_not_waited_for() -> None:

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 from punchd.broker.client_events import Event
+from punchd.broker.client_values import Created
 from punchd.cli import session as cli
 from punchd.punch.outcomes import Exit
+from punchd.session import report
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXT = (ROOT / "docs" / "session.md").read_text()
@@ -42,6 +44,15 @@ def test_every_option_of_a_producers_command_is_explained_with_the_command_that_
     assert explained == found
     for name in PRODUCERS:
         assert f"**`{name} " in section("Commands for producers")
+
+
+def test_the_example_shows_what_create_prints() -> None:
+    example = TEXT.partition("```\n")[2].partition("\n```")[0]
+    for stream in ("cam-wide", "cam-close"):
+        url = "https://broker.example/s/show"
+        made = Created("show", "-", {stream: "p_…"}, url, (stream,), 200, 1800, 0)
+        assert "\n".join(report.created(made, "show.token")[4:-2]) in example
+    assert report.HINT in example
 
 
 def test_every_event_of_watch_is_explained() -> None:
