@@ -4,8 +4,9 @@ Theory of operation. trio lets every task run that can run, then looks what has 
 rounds. What one client waits for takes a handful of rounds, so rounds have to be short, however much others want done
 at once: a session tells forty listeners something, a hundred clients begin a TLS handshake in the same moment.
 
-So whoever is about to do some work for a client asks for a turn. While a round is young it is had at once. Later,
-and as long as others wait, the work waits for one of the next rounds: as many turns for each of them as keep rounds
+So whoever is about to do some work for a client asks for a turn. While a round is young it is had at once; so are the
+first few small ones of each round for sources that do not wait already, one for each, since what is asked for seldom
+should not wait at all. Everything else waits for one of the next rounds: as many turns for each of them as keep rounds
 short, first for sources that have not waited lately, then for the others one after the other. Each source has some
 credit when it begins to wait, and again whenever all others were looked at; work costs what it is worth. So whoever
 asks for little is served next, and whoever asks for much waits for himself. What is told to many at once counts as one
@@ -29,6 +30,7 @@ import trio
 YOUNG_S = 0.0003  # a round's age up to which a turn is had at once, and what a round should take
 MOST = 16  # turns in a round for those who wait, some 20 us each; what costs as much has a round for itself
 HANDSHAKE_S = 0.001  # from one to the next, while others wait for theirs
+AT_ONCE = 4  # turns in a round, one for a source, that are had however old it is and whoever waits
 CREDIT = 4
 
 Act = Callable[[], None]
@@ -51,6 +53,10 @@ class _Queue:
 
     def __len__(self) -> int:
         return self._waiting
+
+    def __contains__(self, source: bytes) -> bool:
+        """Whether it waits, or did lately."""
+        return source in self._new or source in self._old
 
     def add(self, source: bytes, act: Act, cost: int) -> None:
         (self._old.get(source) or self._new.setdefault(source, _Source())).waiting.append((act, cost))
@@ -116,12 +122,12 @@ class Turns:
         Args:
             cost: 1 for a message or a request; MOST for what takes a round by itself.
         """
-        if not self._is_free:
+        if not self._is_free and not self._is_seldom(source, cost):
             await self._works.wait(source, cost)
 
     def call(self, source: bytes, act: Act) -> None:
         """Have `act` called with a turn, before this returns or later. It is not taken back, and may not raise."""
-        if self._is_free:
+        if self._is_free or self._is_seldom(source, 1):
             act()
         else:
             self._works.add(source, act, 1)
@@ -154,6 +160,13 @@ class Turns:
     def _is_free(self) -> bool:
         return not self._is_running or (not self._works and perf_counter() - self._round.begun < YOUNG_S)
 
+    def _is_seldom(self, source: bytes, cost: int) -> bool:
+        served = self._round.served
+        if cost > 1 or len(served) >= AT_ONCE or source in served or source in self._works:
+            return False
+        served.add(source)
+        return True
+
     async def _give(self) -> None:
         share = MOST  # turns for the next round
         while True:
@@ -171,12 +184,16 @@ class Turns:
 
 
 class _Round(trio.abc.Instrument):
-    """When trio's round began, and how long the last one took."""
+    """When trio's round began, who had a turn at once in it, and how long the last one took."""
 
     begun = took = 0.0
+
+    def __init__(self) -> None:
+        self.served: set[bytes] = set()
 
     def before_io_wait(self, timeout: float) -> None:
         self.took = perf_counter() - self.begun
 
     def after_io_wait(self, timeout: float) -> None:
         self.begun = perf_counter()
+        self.served.clear()

@@ -13,7 +13,7 @@ import trio.lowlevel
 import trio.testing
 
 from punchd.web.limits import Limits
-from punchd.web.turns import CREDIT, HANDSHAKE_S, MOST, YOUNG_S, Turns
+from punchd.web.turns import AT_ONCE, CREDIT, HANDSHAKE_S, MOST, YOUNG_S, Turns
 from punchd.web.websocket import WebSocket
 from tests.unit.web.raw_websocket import OPENING, TEXT, frame
 from tests.unit.web.site import PATIENCE_S, emptied, read_answer, serving
@@ -25,8 +25,9 @@ FLOOD = 30  # messages of each that wait
 
 @pytest.fixture
 def is_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every round is, so that there is one turn in each."""
+    """Every round is, so that there is one turn in each, and none is had at once."""
     monkeypatch.setattr("punchd.web.turns.YOUNG_S", -1.0)
+    monkeypatch.setattr("punchd.web.turns.AT_ONCE", 0)
 
 
 def work() -> None:
@@ -144,6 +145,27 @@ async def test_an_act_is_called_once_with_its_turn(nursery: trio.Nursery) -> Non
     await trio.testing.wait_all_tasks_blocked()
     assert served == [-1, *range(50)]
     assert len(turns) == 0
+
+
+async def test_in_an_old_round_the_first_few_sources_have_one_small_turn_at_once(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("punchd.web.turns.YOUNG_S", -1.0)
+    turns, served = Turns(), list[str]()
+    nursery.start_soon(turns.run)
+    await trio.testing.wait_all_tasks_blocked()
+    await trio.lowlevel.checkpoint()
+    for name in ("a", "a", "b", *map(str, range(AT_ONCE + 1))):
+        turns.call(name.encode(), partial(served.append, name))
+    nursery.start_soon(want, turns, served, "heavy", MOST)
+    assert served == ["a", "b", *map(str, range(AT_ONCE - 2))]
+    assert len(turns) == 1 + 3, "a second one of the same source, and three sources too many"
+    await trio.testing.wait_all_tasks_blocked()
+    assert Counter(served) == {"a": 2, "b": 1, "heavy": 1} | dict.fromkeys(map(str, range(AT_ONCE + 1)), 1)
+    for _ in range(100):
+        turns.call(b"a", partial(served.append, "a"))
+        await trio.lowlevel.checkpoint()
+    assert served.count("a") == 102, "in a new round it may have one again"
 
 
 async def shake(turns: Turns, begun: list[float]) -> None:
