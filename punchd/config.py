@@ -90,6 +90,9 @@ class Config:
     socket: str = knob(SOCKET, "path of the Unix socket")
     stun: tuple[tuple[str, int], ...] = knob((), "STUN servers, HOST:PORT; two on different addresses show the mapping")
     group: str | None = knob(None, "group that may connect, a name or a number (default: punchd, if it exists)")
+    user: str | None = knob(
+        None, "user that the daemon becomes if root starts it, a name or a number (default: _punchd, if it exists)"
+    )
     mode: int | None = knob(None, "mode of the socket in octal (default: 0660 with a group, 0600 without)")
     ttl: int = knob(4, "TTL of packets meant to leave the own NAT and die before the peer's; learnt if not set", 1, 64)
     techniques: tuple[str, ...] = knob(AUTO_TECHNIQUES, "techniques to load; their order is that of `auto`")
@@ -162,7 +165,7 @@ def _value(attribute: str, value: Any, where: str) -> Any:
             return boolean(value, where)
         case "allow_users":
             return tuple(_account(item, where) for item in strings(value, where, numbers=True))
-        case "group":
+        case "group" | "user":
             return _account(strings([value], where, numbers=True)[0], where)
         case _:
             return path(value, where)

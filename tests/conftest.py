@@ -8,9 +8,12 @@ netns    as root                         skipped: it builds network namespaces
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.readable import open_for_all
 
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("punchd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -18,6 +21,10 @@ settings.load_profile("punchd")
 
 NEEDS_LONG = pytest.mark.skip(reason="takes minutes; run it with: ./dev test --long")
 NEEDS_ROOT = pytest.mark.skip(reason="builds network namespaces; run it as root with: sudo ./dev test")
+
+
+def pytest_configure() -> None:
+    open_for_all(Path(__file__).resolve().parents[1])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

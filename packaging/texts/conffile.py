@@ -47,9 +47,15 @@ FILES = (
         "punchd",
         "punchd.toml",
         config.Config(),
-        "socket, group and mode do not count under systemd: there they are punchd.socket's. Name two STUN servers on "
+        "socket, group, user and mode do not count under systemd: there they are its units'. Name two STUN servers on "
         "different addresses: without them, nobody can tell the daemon its public address.",
-        examples={"group": "punchd", "mode": "0660", "trace": "/var/lib/punchd", "policy": "/etc/punchd/policy.toml"},
+        examples={
+            "group": "punchd",
+            "user": "_punchd",
+            "mode": "0660",
+            "trace": "/var/lib/punchd",
+            "policy": "/etc/punchd/policy.toml",
+        },
     ),
     File(
         "punchd-rendezvous",

@@ -4,6 +4,7 @@ In a page, a line of one of these words is replaced:
 
     @OPTIONS@   the options of the program; of one with commands, each command with its own
     @SETTINGS@  every knob of its configuration file
+    @POLICY@    every key of a rule of the daemon's policy
     @PROTOCOL@  docs/line-protocol.md
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from punchd import __version__, knobs
+from punchd.control.policy import Rule
 from texts import markdown
 from texts.commands import commands, operands, options, parsers
 from texts.conffile import FILES, explanation, knobs_of, toml
@@ -49,6 +51,8 @@ def _filled(body: str, name: str) -> str:
     if "@SETTINGS@" in body:
         (file,) = (one for one in FILES if f"{one.program}.toml" == name)
         body = body.replace("@SETTINGS@", _settings(file.settings))
+    if "@POLICY@" in body:
+        body = body.replace("@POLICY@", "\n".join(line for one in fields(Rule) for line in _setting(one, one.default)))
     return body.replace("@PROTOCOL@", markdown.to_rst(PROTOCOL.read_text())) if "@PROTOCOL@" in body else body
 
 

@@ -16,7 +16,6 @@ import grp
 import logging
 import os
 import pwd
-import signal
 import socket
 import stat
 import sys
@@ -26,8 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from punchd import __version__, config, logs, systemd
-from punchd.cli import process
+from punchd.cli import process, users
 from punchd.cli.process import EX_CONFIG, Parser, one_line, signals_wait
+from punchd.cli.users import SERVICE_GROUP, SERVICE_USER
 from punchd.config import Config
 from punchd.errors import ConfigError, PunchdError
 
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
     from punchd.control.policy import Policy
     from punchd.control.registry import Registry
     from punchd.kernel.firewall import Firewall
-
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-SERVICE_USER = "_punchd"
-SERVICE_GROUP = "punchd"
 
 log = logging.getLogger("punchd")
 
@@ -54,6 +50,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--stun", metavar="HOST:PORT", action="append", help="STUN server; give two, they are compared")
     parser.add_argument(
         "--group", metavar="NAME", help=f"group that may connect (default: {SERVICE_GROUP}, if it exists)"
+    )
+    parser.add_argument(
+        "--user",
+        metavar="NAME",
+        help=f"user that it becomes if root starts it (default: {SERVICE_USER}, if it exists, else a uid without name)",
     )
     parser.add_argument("--mode", metavar="OCTAL", help="mode of the socket (default: 0660, or 0600 without a group)")
     parser.add_argument(
@@ -128,32 +129,42 @@ def _main(given: argparse.Namespace) -> int:
 
 
 def _start(chosen: Config) -> int:
+    from punchd.cli import serving
+    from punchd.kernel import privileges
+    from punchd.kernel.firewall import guard
+
     techniques = _load_techniques(chosen)
-    allowed_uids = frozenset(_uid(user) for user in chosen.allow_users) or None
+    allowed_uids = frozenset(users.uid_of(user) for user in chosen.allow_users) or None
     policy = _policy(chosen)
-    service = _service_user()
+    service = users.to_become(chosen.user)
+    if service is not None:
+        privileges.refuse_unless_able(service)
     with (
         contextlib.closing(_firewall(chosen, techniques)) as firewall,
-        signals_wait(STOPPING),
+        signals_wait(serving.STOPPING),
         contextlib.ExitStack() as owned,
     ):
         sockets = _sockets(chosen, service, owned)
-        registry = _drop_and_register(techniques, service, firewall)
-        _post_guard(owned)
-        if chosen.trace is not None and not os.access(chosen.trace, os.W_OK | os.X_OK):
-            raise ConfigError(f"trace {chosen.trace}: expected a directory that uid {os.geteuid()} can write to")
         if chosen.trace is not None:
             from punchd.attempt import trace
 
-            mode = os.stat(chosen.trace).st_mode
-            if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:  # links there would be followed
-                raise ConfigError(f"trace {chosen.trace}: expected a directory that only its owner can write to")
             trace.prepare()
-        import trio
-
-        # After the capabilities are dropped: they belong to threads, and trio's run makes some.
-        trio.run(_serve, chosen, registry, firewall, (policy, allowed_uids), sockets)
+        registry = _drop_and_register(techniques, service, firewall)
+        table = guard.post(os.geteuid())  # it watches the user that the daemon has become
+        if table is not None:
+            owned.callback(table.close)
+        if chosen.trace is not None:
+            _check_trace_directory(chosen.trace)
+        serving.run(chosen, registry, firewall, (policy, allowed_uids), sockets)
     return 0
+
+
+def _check_trace_directory(path: str) -> None:
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(f"trace {path}: expected a directory that uid {os.geteuid()} can write to (chown)")
+    mode = os.stat(path).st_mode
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:  # links there would be followed
+        raise ConfigError(f"trace {path}: expected a directory that only its owner can write to")
 
 
 def _load_techniques(chosen: Config) -> list[Any]:
@@ -186,33 +197,6 @@ def _firewall(chosen: Config, techniques: list[Any]) -> Firewall:
     return choose(chosen.firewall if is_wanted or chosen.firewall != "auto" else "none")
 
 
-def _service_user() -> pwd.struct_passwd | None:
-    if os.geteuid() != 0:
-        return None
-    try:
-        return pwd.getpwnam(SERVICE_USER)
-    except KeyError:
-        return None
-
-
-def _uid(user: str, where: str = "allow-users") -> int:
-    if user.isdecimal():
-        return int(user)
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError:
-        raise ConfigError(f"{where}: no user {user}") from None
-
-
-def _gid(group: str, where: str = "group") -> int:
-    if group.isdecimal():
-        return int(group)
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise ConfigError(f"{where}: no group {group}") from None
-
-
 def _policy(chosen: Config) -> Policy:
     """The policy of the file that the settings name; without one everybody may do all that the settings allow."""
     from punchd.control import policy
@@ -220,7 +204,10 @@ def _policy(chosen: Config) -> Policy:
     if chosen.policy is None:
         return policy.Policy()
     return policy.parse(
-        _read(chosen.policy), chosen.policy, uid_of=partial(_uid, where="users"), gid_of=partial(_gid, where="groups")
+        _read(chosen.policy),
+        chosen.policy,
+        uid_of=partial(users.uid_of, where="users"),
+        gid_of=partial(users.gid_of, where="groups"),
     )
 
 
@@ -238,7 +225,7 @@ def _sockets(chosen: Config, service: pwd.struct_passwd | None, owned: contextli
         return passed
     gid: int | None = None
     if chosen.group is not None:
-        gid = _gid(chosen.group)
+        gid = users.gid_of(chosen.group)
     else:
         with contextlib.suppress(KeyError):
             gid = grp.getgrnam(SERVICE_GROUP).gr_gid
@@ -260,82 +247,15 @@ def _drop_and_register(techniques: list[Any], service: pwd.struct_passwd | None,
     from punchd.kernel import privileges
 
     privileges.allow_descriptors()
-    had_more = privileges.can_drop()
     privileges.drop(service)
-    if had_more and service is None and os.geteuid() == 0:
-        log.warning("no user %s: staying uid 0, with CAP_NET_RAW and CAP_NET_ADMIN only", SERVICE_USER)
+    if os.geteuid() == 0:
+        log.warning("staying uid 0, whose files are the host's: whoever takes punchd over can write to them")
     registry = Registry(techniques, with_firewall(privileges.held(), can_exempt=bool(firewall.families)))
     for name, missing in registry.lacking.items():
         log.warning("technique %s cannot be used: it needs %s", name, missing)
     if not registry.usable:
         raise ConfigError("techniques: none can be used without more privileges")
     return registry
-
-
-def _post_guard(owned: contextlib.ExitStack) -> None:
-    """After the drop: it watches the user that the daemon has become. `owned` removes it."""
-    from punchd.kernel.firewall import guard
-
-    table = guard.post(os.geteuid())
-    if table is not None:
-        owned.callback(table.close)
-
-
-async def _serve(
-    chosen: Config,
-    registry: Registry,
-    firewall: Firewall,
-    users: tuple[Policy, frozenset[int] | None],
-    sockets: list[socket.socket],
-) -> None:
-    import trio
-
-    from punchd.control.launch import Launcher
-    from punchd.control.quotas import Quotas
-    from punchd.control.requests import Rules
-    from punchd.control.server import Server
-    from punchd.control.state import DaemonState
-    from punchd.kernel.route_changes import RouteChanges
-    from punchd.kernel.routes import Routes
-    from punchd.nat.low_ttl import LowTtls
-    from punchd.nat.servers import StunServers
-
-    stop = trio.Event()
-    with Routes() as routes, RouteChanges() as changes:
-        low_ttls = None if chosen.ttl_was_named else LowTtls(changes.happened)
-        state = DaemonState(
-            config=chosen,
-            registry=registry,
-            rules=Rules(registry.names, chosen.allow_private),
-            launcher=Launcher(chosen, registry, routes, StunServers(chosen.stun), low_ttls=low_ttls, firewall=firewall),
-            quotas=Quotas(chosen.limits),
-            policy=users[0],
-        )
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_stop_on_signal, stop)  # READY means that a signal is heard, too
-            nursery.start_soon(systemd.heartbeat)
-            if low_ttls is not None:
-                nursery.start_soon(low_ttls.run)
-            systemd.notify("READY=1")
-            places = ", ".join(str(item.getsockname()) for item in sockets)
-            log.info("serving %s with %s", places, ", ".join(registry.usable))
-            await Server(state, users[1]).run(sockets, stop)
-            nursery.cancel_scope.cancel()
-
-
-async def _stop_on_signal(stop: Any, task_status: Any) -> None:
-    """The first signal asks every attempt to end with a verdict; the second one ends the process as it is."""
-    import trio
-
-    with trio.open_signal_receiver(*STOPPING) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-        task_status.started()
-        async for number in signals:
-            log.info("stopping on %s", signal.Signals(number).name)
-            systemd.notify("STOPPING=1")
-            stop.set()
-            break
-    await trio.sleep_forever()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from punchd.control.requests import Cancel, Hello, Initiate, Probe, Protocol, Re
 from punchd.control.state import DaemonState
 from punchd.control.voice import AttemptVoice
 from punchd.errors import Code, DeniedError, KernelError, ProtocolError, PunchError
-from punchd.kernel.passed import PassedSocket, close_apart
+from punchd.kernel.closing import close_apart, close_unread, has_unread
+from punchd.kernel.passed import PassedSocket
 
 SETTLE_S = 1.0  # how long a request waits for the undoing of what ended before it
 CLOSE_S = 1.0  # how long a descriptor that was not wanted may take to be closed
@@ -86,9 +87,11 @@ class Connection:
                 self.was_heard.set()
                 self._end_all()
                 self._outbox.close()
-                self._stream.close()
-                for fd in self._incoming.leftovers():
-                    self._closers.start_soon(close_apart, fd)
+                if has_unread(self._stream):
+                    self._closers.start_soon(close_unread, self._stream)
+                else:
+                    self._stream.close()
+                self._close_leftovers()
 
     def shut_down(self) -> None:
         """The daemon stops: every attempt ends with a verdict, then the connection closes."""
@@ -129,6 +132,7 @@ class Connection:
             while True:
                 for line in await self._incoming.lines():
                     if isinstance(line, ProtocolError):
+                        self._close_leftovers()  # at once: there may be hundreds
                         self.answer(Error(None, line.code, str(line)))
                         return
                     await self._pace()
@@ -160,6 +164,10 @@ class Connection:
             unwanted, self._passed = self._passed, None
             if unwanted is not None:
                 await self._discard(unwanted)
+
+    def _close_leftovers(self) -> None:
+        if left := self._incoming.leftovers():
+            self._closers.start_soon(close_apart, *left)
 
     async def _discard(self, fd: int) -> None:
         """Close an application's descriptor that nothing came of.

@@ -3,11 +3,13 @@
 Theory of operation. A descriptor comes no later than the first byte of its line, and `recvmsg` never returns bytes
 beyond the message that carried one, but it may return bytes of earlier lines together with it. So descriptors are not
 tied to a read: they wait in a queue, and a line that asks for one (`sock=1`) takes its head, the mirror image of the
-rule for clients. As lines are taken before more is read, one place in the queue is enough, and an application can make
-the daemon hold no more than that.
+rule for clients. As lines are taken before more is read, one place in the queue is enough. But there is room for as
+many as one message can carry: what there is no room for the kernel closes on the spot, and that may take as long as
+the application likes (`punchd.kernel.closing`). For the same reason a byte that is sent out of band comes in its place
+like all others: otherwise the kernel drops it, and the descriptors with it.
 
 What is against the rule ends the connection, since nobody can tell any more which descriptor belongs where: two at
-once, more than there is room for, and one that no line has taken when the bytes that came with it are all whole lines.
+once, and one that no line has taken when the bytes that came with it are all whole lines.
 
 Source: line protocol §5, §13.13; unix(7).
 """
@@ -25,7 +27,8 @@ from punchd.control.lines import LineSplitter
 from punchd.errors import Code, ProtocolError
 
 READ_SIZE = 4096  # bytes
-_ROOM = socket.CMSG_SPACE(2 * array("i").itemsize)
+MOST_DESCRIPTORS = 253  # of one message: SCM_MAX_FD in net/scm.h
+_ROOM = socket.CMSG_SPACE(MOST_DESCRIPTORS * array("i").itemsize)
 _ASKS = re.compile(rb"(?:initiate|respond)\|.*[|;]sock=")
 
 
@@ -34,6 +37,7 @@ class Incoming:
 
     def __init__(self, stream: trio.socket.SocketType) -> None:
         self._stream = stream
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._splitter = LineSplitter()
         self._waiting: list[int] = []
 

@@ -17,11 +17,13 @@ from punchd.control.connection import Connection
 from punchd.control.policy import Rule
 from punchd.control.state import DaemonState
 from punchd.errors import Code, DeniedError
+from punchd.kernel.closing import close_unread, has_unread
 
 STOP_S = 2.0  # how long connections may take to hear that the daemon stops
 FIRST_LINE_S = 0.3  # how long who was let in just before a stop may take for the first line
 FAREWELL_S = 0.1  # how long who is sent away may take to write what nobody will read
 SENT_AWAY = 32  # of those at most
+GATHER_S = 0.02  # how long those that are to be closed apart wait for others
 ACCEPTED_AT_ONCE = 8  # before others have their turn
 ACCEPT_PAUSE_S = 0.1  # after running out of descriptors: others have to end first
 
@@ -46,6 +48,7 @@ class Server:
         self._allowed_uids = allowed_uids
         self._connections: set[Connection] = set()
         self._sent_away: deque[socket.socket] = deque()
+        self._unread: list[socket.socket] = []  # of those, to be closed next
         self._stopping = False
         self._tasks: trio.Nursery
 
@@ -117,14 +120,30 @@ class Server:
             self._tasks.start_soon(self._forget_sent_away)
         self._sent_away.append(stream)
         if len(self._sent_away) > SENT_AWAY:
-            self._sent_away.popleft().close()
+            self._forget_oldest()
 
     async def _forget_sent_away(self) -> None:
         try:
             await trio.sleep(FAREWELL_S)
         finally:
             while self._sent_away:
-                self._sent_away.popleft().close()
+                self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        stream = self._sent_away.popleft()
+        if not has_unread(stream):
+            stream.close()
+            return
+        if not self._unread:
+            self._tasks.start_soon(self._close_unread)
+        self._unread.append(stream)
+
+    async def _close_unread(self) -> None:
+        """All that came up meanwhile: a thread for each would be dear in a flood."""
+        with trio.CancelScope(shield=True):
+            await trio.sleep(GATHER_S)
+            unread, self._unread = self._unread, []
+            await close_unread(*unread)
 
     async def _serve(self, stream: trio.socket.SocketType, uid: int, rule: Rule) -> None:
         connection = Connection(stream, uid, self._state, rule)

@@ -6,8 +6,8 @@ binds its socket and then, before trio starts (system calls below act on one thr
     1  bounding set      nothing but the two capabilities can ever be had again, not even by exec (this needs
                          CAP_SETPCAP, which a container may have taken away; stages 4 and 5 then do the same)
     2  keep              PR_SET_KEEPCAPS: permitted capabilities survive the change of user
-    3  user              setgroups, setresgid, setresuid to the service user, if there is one; else root's groups go,
-                         and no real or saved id stays that differs from the effective one
+    3  user              setgroups, setresgid, setresuid to the user that is given; else root's groups go, and no
+                         real or saved id stays that differs from the effective one
     4  capabilities      CAP_NET_RAW and CAP_NET_ADMIN permitted and effective, nothing inheritable
     5  no new privileges no setuid program can give anything back
     6  not dumpable      no core file and no ptrace by others: the process holds keys of attempts
@@ -16,8 +16,8 @@ binds its socket and then, before trio starts (system calls below act on one thr
 Where there is nothing to drop, because a service manager has done it, only 5 to 7 happen: its filter of system calls
 may end a process that so much as asks for the others.
 
-Without a service user it stays uid 0 with just the two capabilities: still no file of others can be read (that needs
-CAP_DAC_OVERRIDE), no other process killed.
+Whoever stays uid 0 (`--user root`) has just the two capabilities, but the host's files are its own: no file of others
+can be read (that needs CAP_DAC_OVERRIDE), no other process killed, and yet /etc/crontab be written to.
 
 Source: capabilities(7), prctl(2), capset(2).
 """
@@ -45,6 +45,7 @@ _VERSION_3 = 0x20080522  # linux/capability.h
 MOST_DESCRIPTORS = 65_536
 
 _SETPCAP = 8  # linux/capability.h
+_TO_BECOME = {"CAP_CHOWN": 0, "CAP_FOWNER": 3, "CAP_SETGID": 6, "CAP_SETUID": 7}
 _NUMBERS = {Capability.NET_ADMIN: 12, Capability.NET_RAW: 13}
 _TWO = sum(1 << number for number in _NUMBERS.values())
 
@@ -77,6 +78,28 @@ def drop(user: pwd.struct_passwd | None) -> None:
     _check("forbid dumps", libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
     if left := _excess():
         raise KernelError(f"more privileges are left than punchd needs: {left}")
+
+
+def refuse_unless_able(user: pwd.struct_passwd) -> None:
+    """Before anything is made: whether this process can give a socket to that user, and become it.
+
+    Raises:
+        KernelError: it cannot; what is missing, and what to do.
+    """
+    effective = _status_mask("CapEff")
+    missing = [name for name, number in _TO_BECOME.items() if not effective >> number & 1]
+    for what, number in (("uid", user.pw_uid), ("gid", user.pw_gid)):
+        if not _is_mapped(f"/proc/self/{what}_map", number):
+            missing.append(f"a namespace that has {what} {number}")
+    if missing:
+        raise KernelError(f"become {user.pw_name}: that needs {', '.join(missing)}; another user, or root: --user NAME")
+
+
+def _is_mapped(path: str, number: int) -> bool:
+    """Whether this user namespace has that number; a line is: first, its number outside, count (user_namespaces(7))."""
+    with open(path, encoding="ascii") as file:
+        ranges = [[int(word) for word in line.split()] for line in file]
+    return any(first <= number < first + count for first, _, count in ranges)
 
 
 def _let_go(libc: ctypes.CDLL, user: pwd.struct_passwd | None) -> None:

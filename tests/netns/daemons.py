@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from punchd.cli.users import NAMELESS
+
 HANG_S = 30.0  # whatever takes longer is taken for hung, on a busy machine, too
 COMMAND = (sys.executable, "-m", "punchd.cli.punchd")
 Starter = Callable[..., subprocess.Popen[bytes]]
@@ -32,6 +34,14 @@ def open_to_all(directory: Path) -> Path:
             break
         parent.chmod(0o755)
     directory.chmod(0o1777)
+    return directory
+
+
+def writable(directory: Path) -> Path:
+    """A new directory that a daemon started by root can write to after it has dropped root."""
+    open_to_all(directory.parent)
+    directory.mkdir()
+    os.chown(directory, NAMELESS, -1)
     return directory
 
 
@@ -189,7 +199,7 @@ def punchd(
         starter: `popen` of a laboratory's host, to have it run there.
         prefix: words before the command.
     """
-    path = directory / f"{name}.socket"
+    path = open_to_all(directory) / f"{name}.socket"
     errors = directory / f"{name}.{time.monotonic_ns()}.log"
     with errors.open("wb") as log:
         chosen = [] if "--techniques" in arguments else ["--techniques", "udp"]

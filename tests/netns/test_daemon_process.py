@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.daemons import COMMAND, HANG_S, Punchd, Starter, open_to_all, punchd, quiet_namespace, until
+from punchd.cli.users import NAMELESS
+from tests.netns.daemons import COMMAND, HANG_S, Punchd, Starter, open_to_all, punchd, quiet_namespace, until, writable
 
 pytestmark = pytest.mark.netns
 
@@ -74,6 +75,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_and_leaves_no_path(tmp_path
     """From the moment on that our code runs: what Python itself says before that is Python's."""
     program = "import sys; from punchd.cli import punchd; print('up', flush=True); sys.exit(punchd.main(sys.argv[1:]))"
     seen = set()
+    open_to_all(tmp_path)
     for turn in range(14):
         command = [sys.executable, "-c", program]
         with subprocess.Popen(
@@ -98,6 +100,7 @@ def test_a_daemon_that_says_that_it_is_ready_hears_signals(tmp_path: Path) -> No
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             address = tmp_path / "notify"
             manager.bind(str(address))
+            address.chmod(0o777)  # as systemd's
             manager.settimeout(HANG_S)
             with punchd(tmp_path, env={**os.environ, "NOTIFY_SOCKET": str(address)}) as daemon:
                 assert manager.recv(100) == b"READY=1"
@@ -173,7 +176,7 @@ def test_the_socket_has_the_group_and_the_mode_that_were_asked_for(tmp_path: Pat
     with punchd(tmp_path, "--group", "54321", "--mode", "660") as daemon:
         daemon.ready()
         found = daemon.path.lstat()
-        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 54321, 0o660)
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (NAMELESS, 54321, 0o660)
 
 
 def test_an_unprivileged_user_outside_the_group_cannot_connect_and_one_in_it_can(tmp_path: Path) -> None:
@@ -264,8 +267,7 @@ def test_every_line_of_a_json_log_parses_and_none_holds_a_token(tmp_path: Path, 
 
 
 def test_a_trace_is_one_text_an_attempt_without_tokens(tmp_path: Path, quiet: Starter) -> None:
-    traces = tmp_path / "traces"
-    traces.mkdir()
+    traces = writable(tmp_path / "traces")
     with punchd(tmp_path, "--trace", str(traces), starter=quiet) as daemon, daemon.ready().talk() as talk:
         tokens = []
         for number in range(3):
@@ -289,9 +291,8 @@ def test_a_trace_is_one_text_an_attempt_without_tokens(tmp_path: Path, quiet: St
 
 
 def test_a_trace_without_the_right_to_sniff_says_so_and_has_no_packets(tmp_path: Path, quiet: Starter) -> None:
-    traces = tmp_path / "traces"
-    traces.mkdir()
-    prefix = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"]
+    traces = writable(tmp_path / "traces")
+    prefix = ["setpriv", "--bounding-set=-all,+setuid,+setgid,+chown,+fowner", "--inh-caps=-all", "--"]
     with (
         punchd(tmp_path, "--trace", str(traces), prefix=prefix, starter=quiet) as daemon,
         daemon.ready().talk() as talk,
@@ -305,8 +306,7 @@ def test_a_trace_without_the_right_to_sniff_says_so_and_has_no_packets(tmp_path:
 
 
 def test_a_trace_that_becomes_unwritable_costs_a_warning_and_no_attempt(tmp_path: Path, quiet: Starter) -> None:
-    traces = tmp_path / "traces"
-    traces.mkdir()
+    traces = writable(tmp_path / "traces")
     with punchd(tmp_path, "--trace", str(traces), starter=quiet) as daemon, daemon.ready().talk() as talk:
         traces.rmdir()
         talk.send(INITIATE)
@@ -321,7 +321,9 @@ def test_a_trace_that_becomes_unwritable_costs_a_warning_and_no_attempt(tmp_path
 def test_a_full_disk_costs_a_warning_and_no_attempt(tmp_path: Path, quiet: Starter) -> None:
     traces = tmp_path / "traces"
     traces.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=3", "none", str(traces)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size=4k,nr_inodes=3,uid={NAMELESS}", "none", str(traces)], check=True
+    )
     try:
         (traces / "filler").write_bytes(bytes(4096))
         with punchd(tmp_path, "--trace", str(traces), starter=quiet) as daemon, daemon.ready().talk() as talk:

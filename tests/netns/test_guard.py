@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from punchd.cli.users import NAMELESS
 from punchd.endpoint import Endpoint
 from punchd.errors import Code, KernelError, PunchError
 from punchd.kernel.firewall import guard, messages
@@ -206,8 +207,22 @@ def test_the_daemons_own_user_cannot_send_with_a_foreign_source_while_it_runs(
     assert wire.ports() == [10, 12]
 
 
-def test_root_without_a_service_user_says_that_there_is_none(host: Host, tmp_path: Path) -> None:
+def test_where_there_is_no_service_user_it_stands_over_the_user_without_a_name(host: Host, tmp_path: Path) -> None:
     with punchd(tmp_path, starter=host.popen) as daemon:
+        daemon.ready()
+        assert f"meta skuid {NAMELESS} " in ruleset(host)
+
+
+def test_a_firewall_that_is_loaded_anew_leaves_it_alone(host: Host, tmp_path: Path) -> None:
+    """`nft flush ruleset` is the first line of many a /etc/nftables.conf."""
+    with punchd(tmp_path, starter=host.popen) as daemon:
+        daemon.ready()
+        host.run(["nft", "flush", "ruleset"], check=True)
+        assert f"meta skuid {NAMELESS} " in ruleset(host)
+
+
+def test_a_daemon_that_stays_root_says_that_there_is_none(host: Host, tmp_path: Path) -> None:
+    with punchd(tmp_path, "--user", "root", starter=host.popen) as daemon:
         daemon.ready()
         assert "meta skuid" not in ruleset(host)
         until(lambda: "no guard against packets with a foreign source: it knows" in daemon.output, "it says so")

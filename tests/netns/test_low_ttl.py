@@ -20,6 +20,7 @@ from punchd.client.trio_client import Daemon
 from punchd.kernel.traceroute import FIRST_PORT, MOST_HOPS, PATIENCE_S, ROUNDS
 from punchd.wire import ip
 from tests.natlab import KINDS, Host, Laboratory, Node, Site
+from tests.netns.daemons import writable
 from tests.pair import daemons, stun_arguments
 
 pytestmark = pytest.mark.netns
@@ -230,14 +231,15 @@ def explanations(directory: Path) -> str:
 
 
 async def test_after_a_probe_an_attempt_behind_a_carriers_nat_uses_what_was_learnt(tmp_path: Path) -> None:
-    async with host_with_daemon("carrier", "--trace", str(tmp_path)) as (_, daemon, capture):
+    traces = writable(tmp_path / "traces")
+    async with host_with_daemon("carrier", "--trace", str(traces)) as (_, daemon, capture):
         await daemon.probe("udp")
         await until_learnt(daemon, capture, 3)
         probed = await daemon.probe("udp")
         assert await opening_ttl(daemon, capture, lport=probed.lport) == 3
         assert await opening_ttl(daemon, capture, ttl=6) == 6
         with trio.fail_after(HANG_S):
-            while "asked for" not in (told := explanations(tmp_path)):  # noqa: ASYNC110 (as above)
+            while "asked for" not in (told := explanations(traces)):  # noqa: ASYNC110 (as above)
                 await trio.sleep(0.02)
     assert "TtlChosen ttl=3 why=learnt, 198.51.100.254 is the first public hop\n" in told
     assert "TtlChosen ttl=6 why=asked for by the application\n" in told

@@ -6,6 +6,7 @@ Users are made up: the programs here get their service user from the test, /etc/
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.daemons import Punchd, open_to_all, punchd, quiet_namespace
+from punchd.cli.users import NAMELESS
+from tests.netns.daemons import Punchd, open_to_all, punchd, quiet_namespace, writable
 
 pytestmark = pytest.mark.netns
 
@@ -69,15 +71,106 @@ def threads(daemon: Punchd) -> list[dict[str, str]]:
 # --- by hand --------------------------------------------------------------------------------------------------------
 
 
-def test_by_hand_without_a_service_user_it_stays_root_with_two_capabilities_and_says_so(tmp_path: Path) -> None:
+def test_by_hand_without_a_service_user_it_becomes_one_that_no_account_has(tmp_path: Path) -> None:
     with punchd(tmp_path) as daemon:
         daemon.ready()
         for status in threads(daemon):
-            wanted = {"CapInh": 0, "CapPrm": TWO, "CapEff": TWO, "CapBnd": TWO, "CapAmb": 0}
-            assert capabilities(status) == wanted
+            assert capabilities(status) == {"CapInh": 0, "CapPrm": TWO, "CapEff": TWO, "CapBnd": TWO, "CapAmb": 0}
             assert status["NoNewPrivs"] == "1"
+            assert status["Uid"].split() == status["Gid"].split() == [str(NAMELESS)] * 4
+            assert status["Groups"] == ""
+        others = ["setpriv", f"--reuid={NAMELESS}", f"--regid={NAMELESS}", "--clear-groups", "--", "cat"]
+        spied = subprocess.run([*others, f"/proc/{daemon.pid}/environ"], capture_output=True, text=True, check=False)
+        assert "Permission denied" in spied.stderr, "not even by the same user: keys of attempts are in its memory"
+        daemon.process.terminate()
+        assert daemon.wait() == 0
+        assert not daemon.path.exists()
+
+
+@pytest.mark.parametrize("name", ["54321", "nobody"])
+def test_by_hand_it_becomes_the_user_that_is_named(tmp_path: Path, name: str) -> None:
+    wanted = pwd.getpwnam(name).pw_uid if name == "nobody" else int(name)
+    with punchd(tmp_path, "--user", name) as daemon:
+        daemon.ready()
+        assert {status["Uid"] for status in threads(daemon)} == {"\t".join([str(wanted)] * 4)}
+
+
+def test_it_stays_root_only_where_that_is_asked_for_and_says_what_that_means(tmp_path: Path) -> None:
+    with punchd(tmp_path, "--user", "root") as daemon:
+        daemon.ready()
+        for status in threads(daemon):
+            assert capabilities(status) == {"CapInh": 0, "CapPrm": TWO, "CapEff": TWO, "CapBnd": TWO, "CapAmb": 0}
             assert status["Uid"].split() == ["0"] * 4
-        assert "no user _punchd: staying uid 0, with CAP_NET_RAW and CAP_NET_ADMIN only" in daemon.output
+        assert "staying uid 0, whose files are the host's: whoever takes punchd over can write to them" in daemon.output
+
+
+@pytest.mark.parametrize(
+    ("without", "needs"),
+    [
+        (["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"], "CAP_CHOWN, CAP_FOWNER, CAP_SETGID, CAP_SETUID"),
+        (
+            ["unshare", "--user", "--map-root-user", "--"],
+            f"a namespace that has uid {NAMELESS}, a namespace that has gid {NAMELESS}",
+        ),
+    ],
+    ids=["no-capability", "one-user"],
+)
+def test_a_root_that_cannot_become_anybody_else_does_not_start_and_says_what_is_missing(
+    tmp_path: Path, without: list[str], needs: str
+) -> None:
+    with punchd(tmp_path, prefix=without) as daemon:
+        assert daemon.wait() == 78
+        begin = f"punchd: become uid {NAMELESS}: that needs {needs}; another user, or root: --user NAME"
+        assert daemon.output.splitlines()[-1] == begin
+        assert not daemon.path.exists()
+
+
+def test_a_number_that_somebody_has_is_not_taken(tmp_path: Path) -> None:
+    somebody = f'("ann", "x", {NAMELESS}, {NAMELESS}, "", "/", "/bin/sh")'
+    program = WITH_USER.replace("pwd.getpwnam", f"pwd.getpwuid = lambda uid: pwd.struct_passwd({somebody})\nunused")
+    with punchd(tmp_path, command=[sys.executable, "-c", program]) as daemon:
+        assert daemon.wait() == 78
+        start = (
+            f"punchd: there is no user _punchd, and uid {NAMELESS} is ann's; make a user for punchd: useradd --system"
+        )
+        assert daemon.output.startswith(start)
+
+
+def test_only_root_becomes_another_user(tmp_path: Path) -> None:
+    prefix = ["setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups", "--"]
+    with punchd(tmp_path, "--user", "root", prefix=prefix) as daemon:
+        assert daemon.wait() == 78
+        assert daemon.output == f"punchd: user root: only root can become another user, and this is uid {UID}\n"
+
+
+def test_after_the_drop_nothing_of_its_own_is_read_any_more(tmp_path: Path) -> None:
+    """The checkout may lie in a home that only its owner can enter."""
+    late = tmp_path / "late"
+    late.touch()
+    late.chmod(0o666)
+    program = f"""
+import os, sys
+log = os.open({str(late)!r}, os.O_WRONLY | os.O_APPEND)
+def note(event, given):
+    if event == "open" and str(given[0]).endswith((".py", ".pyc", ".so")) and os.geteuid():
+        os.write(log, (str(given[0]) + "\\n").encode())
+sys.addaudithook(note)
+{WITH_USER}"""
+    traces = writable(tmp_path / "traces")
+    os.chown(traces, UID, GID)
+    with (
+        quiet_namespace() as start,
+        punchd(
+            tmp_path, "--techniques", "udp,tcp-nutss,tcp-syni,tcp-repair", "--trace", str(traces),
+            starter=start, command=[sys.executable, "-c", program],
+        ) as daemon,
+        daemon.ready().talk() as talk,
+    ):  # fmt: skip
+        for technique in ("udp", "tcp-nutss", "tcp-syni", "tcp-repair"):
+            talk.send(f"initiate|a|{technique}|203.0.113.7|40000|public=198.51.100.2;timeout=1000")
+            talk.until("error|a|timeout|")
+        assert list(traces.iterdir())
+    assert late.read_text() == ""
 
 
 def test_by_hand_with_a_service_user_it_becomes_that_user_for_good(tmp_path: Path) -> None:
@@ -126,7 +219,9 @@ def test_a_user_that_cannot_be_become_is_one_line_and_78(tmp_path: Path) -> None
     prefix = ["setpriv", "--bounding-set=-setuid", "--"]
     with punchd(tmp_path, prefix=prefix, command=[sys.executable, "-c", WITH_USER]) as daemon:
         assert daemon.wait() == 78
-        assert daemon.output.splitlines()[-1] == "punchd: become _punchd: Operation not permitted"
+        assert daemon.output.splitlines()[-1] == (
+            "punchd: become _punchd: that needs CAP_SETUID; another user, or root: --user NAME"
+        )
         assert not daemon.path.exists()
 
 
@@ -134,7 +229,8 @@ def test_a_user_that_cannot_be_become_is_one_line_and_78(tmp_path: Path) -> None
 
 
 def test_without_any_capability_it_starts_and_offers_what_needs_none(tmp_path: Path) -> None:
-    with punchd(tmp_path, prefix=["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"]) as daemon:
+    prefix = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"]
+    with punchd(tmp_path, "--user", "root", prefix=prefix) as daemon:
         with daemon.ready().talk() as talk:
             talk.send("hello|1")
             assert talk.line().startswith("ok|-|hello|1|udp|")
@@ -171,7 +267,7 @@ def test_a_technique_that_needs_more_is_left_out_and_the_capability_is_named(tmp
 
 def test_when_no_technique_can_be_used_it_says_why_and_does_not_start(tmp_path: Path) -> None:
     environment = installed(tmp_path, "CAPABILITY.NET_ADMIN")
-    prefix = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"]
+    prefix = ["setpriv", "--bounding-set=-all,+setuid,+setgid,+chown,+fowner", "--inh-caps=-all", "--"]
     with punchd(tmp_path, "--techniques", "greedy", env=environment, prefix=prefix) as daemon:
         assert daemon.wait() == 78
         assert "technique greedy cannot be used: it needs CAP_NET_ADMIN" in daemon.output

@@ -35,7 +35,7 @@ def commands() -> list[str]:
 @contextmanager
 def running(host: Host, command: str, home: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
     """As root, so without sudo; each host has its own home and its own socket."""
-    words = shlex.split(command.removeprefix("sudo ").replace(INSTALLED, HERE))
+    words = shlex.split(command.removeprefix("sudo ").replace(INSTALLED, HERE).replace("$(id -gn)", "root"))
     environment = {**os.environ, "HOME": str(home), "PUNCHD_SOCKET": str(home / "socket")}
     environment.pop("XDG_CONFIG_HOME", None)
     pipe = subprocess.PIPE

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.timeout(240 + int(MINUTES * 90))]
 
 WARM_UP = 60  # attempts: what is imported, cached and allocated once
 SLACK = 8  # descriptors, tasks, sockets: what the undoing of a last attempt may still hold
-BLOCKS_AN_ATTEMPT = 8  # what is remembered on purpose, for two minutes or 2,048 ports; a task has over fifty
+BLOCKS_AN_ATTEMPT = 12  # what is remembered on purpose, for two minutes or 2,048 ports; a task has over fifty
 LOST = 0.05  # of the attempts, on a busy machine
 LONG_BYTES_AN_ATTEMPT = 100  # of resident memory, over the second half of a long soak; noise of the allocator
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.daemons import open_to_all, punchd
+from tests.netns.daemons import open_to_all, punchd, writable
 
 pytestmark = pytest.mark.netns
 
@@ -22,8 +22,7 @@ def test_root_takes_no_settings_that_everybody_can_write(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("mode", [0o777, 0o775])
 def test_a_trace_directory_where_others_can_leave_links_is_refused(tmp_path: Path, mode: int) -> None:
-    traces = tmp_path / "traces"
-    traces.mkdir()
+    traces = writable(tmp_path / "traces")
     traces.chmod(mode)
     with punchd(tmp_path, "--trace", str(traces)) as daemon:
         assert daemon.wait() == 78

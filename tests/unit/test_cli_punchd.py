@@ -13,6 +13,7 @@ import pytest
 
 from punchd import __version__
 from punchd.cli import punchd as cli
+from punchd.cli import users
 from punchd.config import Config
 from punchd.errors import ConfigError
 
@@ -57,6 +58,7 @@ def test_the_command_line_wins_over_the_file_and_leaves_the_rest_of_it(file: Pat
         (("--socket", "/x"), "socket", "/x"),
         (("--group", "adm"), "group", "adm"),
         (("--group", "4"), "group", "4"),
+        (("--user", "nobody"), "user", "nobody"),
         (("--mode", "0600"), "mode", 0o600),
         (("--ttl", "1"), "ttl", 1),
         (("--techniques", "udp,tcp-syni"), "techniques", ("udp", "tcp-syni")),
@@ -185,13 +187,13 @@ def test_version_and_help_end_with_0(option: str, capsys: pytest.CaptureFixture[
 
 
 def test_users_and_groups_that_do_not_exist_are_named() -> None:
-    assert cli._uid("0") == 0
-    assert cli._uid("root") == 0
-    assert cli._gid("0") == 0
+    assert users.uid_of("0") == 0
+    assert users.uid_of("root") == 0
+    assert users.gid_of("0") == 0
     with pytest.raises(ConfigError, match="allow-users: no user nobody-of-that-name"):
-        cli._uid("nobody-of-that-name")
+        users.uid_of("nobody-of-that-name")
     with pytest.raises(ConfigError, match="group: no group nobody-of-that-name"):
-        cli._gid("nobody-of-that-name")
+        users.gid_of("nobody-of-that-name")
 
 
 @pytest.mark.parametrize(

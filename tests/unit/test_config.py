@@ -25,6 +25,8 @@ RIGHT: list[tuple[str, str, object]] = [
      (("192.0.2.1", 1), ("2001:db8::1", 65535), ("stun_1.example-a.net", 3478))),
     ("group", '"punchd"', "punchd"),
     ("group", "0", "0"),
+    ("user", '"_punchd"', "_punchd"),
+    ("user", "65520", "65520"),
     ("group", '"4294967294"', "4294967294"),
     ("mode", '"0660"', 0o660),
     ("mode", '"666"', 0o666),
@@ -58,6 +60,7 @@ WRONG: list[tuple[str, str]] = [
         for text in ("[192.0.2.1]:80", "[2001:db8::1%lo]:80", "a b:80", "a:8O", "a:+8", "a/b:80")
     ),
     *(("group", text) for text in ("-1", "4294967295", "true", '""', '["punchd"]', "1.5", '"a\\u0000b"', '"a\\nb"')),
+    *(("user", text) for text in ("-1", "4294967295", '""')),
     *(("group", text) for text in ('"99999999999"', '"4294967295"', '"\\u0663"')),
     *(
         ("mode", text)

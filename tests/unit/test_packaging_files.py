@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import configparser
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
+import time
 import tomllib
 import zipfile
 from email.parser import HeaderParser
@@ -17,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from punchd import __version__
-from punchd.cli import punchd
+from punchd.cli import users
 from punchd.cli.process import EX_CONFIG
 from texts import sbom
 from texts.conffile import FILES
@@ -133,9 +135,26 @@ def test_a_unit_runs_the_command_as_its_user_with_its_file(service: str) -> None
 
 
 def test_the_daemons_user_and_group_are_those_that_it_looks_for() -> None:
-    assert unit("punchd.service")["Service"]["User"] == punchd.SERVICE_USER
-    assert unit("punchd.socket")["Socket"]["SocketGroup"] == punchd.SERVICE_GROUP
-    assert f"g {punchd.SERVICE_GROUP} -\n" in (DEBIAN / "punchd.sysusers").read_text()
+    assert unit("punchd.service")["Service"]["User"] == users.SERVICE_USER
+    assert unit("punchd.socket")["Socket"]["SocketGroup"] == users.SERVICE_GROUP
+    assert f"g {users.SERVICE_GROUP} -\n" in (DEBIAN / "punchd.sysusers").read_text()
+
+
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="needs systemd-tmpfiles: apt-get install systemd")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_link_in_tmp_outlives_the_cleaning_of_tmp(tmp_path: Path) -> None:
+    """As on Debian 13, but after a second and not after ten days."""
+    link, old = (tmp_path / "tmp" / Path(name).name for name in (unit("punchd.socket")["Socket"]["Symlinks"], "/old"))
+    (tmp_path / "usr/lib/tmpfiles.d").mkdir(parents=True)
+    (tmp_path / "usr/lib/tmpfiles.d/tmp.conf").write_text("q /tmp 1777 root root 1s\n")
+    shutil.copy(DEBIAN / "punchd.tmpfiles", tmp_path / "usr/lib/tmpfiles.d/punchd.conf")
+    (tmp_path / "tmp").mkdir()
+    for one in (link, old):
+        one.symlink_to(unit("punchd.socket")["Socket"]["ListenStream"])
+    time.sleep(2.1)
+    subprocess.run(["systemd-tmpfiles", "--clean", f"--root={tmp_path}"], check=True, capture_output=True)
+    assert link.is_symlink()
+    assert not old.is_symlink(), "nothing was cleaned"
 
 
 def test_only_the_daemon_has_capabilities() -> None:

@@ -13,10 +13,11 @@ import pytest
 
 from punchd import config, knobs
 from punchd.broker import settings as broker
+from punchd.control.policy import Rule
 from punchd.rendezvous import settings as rendezvous
 from texts import completion, manual, markdown
 from texts.commands import commands, options, parsers
-from texts.conffile import FILES, File, knobs_of, render
+from texts.conffile import FILES, File, explanation, knobs_of, render
 
 ROOT = Path(__file__).resolve().parents[2]
 MAN = ROOT / "packaging" / "man"
@@ -96,6 +97,12 @@ def test_a_manual_page_has_every_knob_of_its_configuration_file(file: File) -> N
         default = getattr(file.settings, one.name)
         for name in [item.name for item in fields(default)] if is_dataclass(default) else [one.name]:
             assert f"\n**{knobs.key(name)}**\n" in text
+
+
+def test_the_daemons_page_has_every_key_of_a_rule_of_the_policy() -> None:
+    text = manual.page(MAN / "punchd.toml.5.rst")
+    for one in fields(Rule):
+        assert f"\n**{knobs.key(one.name)}**\n    {manual._escaped(explanation(one))}" in text
 
 
 def test_the_protocols_page_has_all_of_its_document_without_its_markup() -> None:

@@ -6,7 +6,6 @@ import os
 import socket
 import struct
 import time
-from array import array
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,39 +22,9 @@ from punchd.kernel.passed import PassedSocket
 from punchd.kernel.udp import UdpSocket
 from punchd.technique import Hole, Kit
 from tests.unit.daemon_fixture import CARD, HANG_S, LOCAL, Scripted, server
-from tests.unit.passing import INITIATE, bound, send, udp
+from tests.unit.passing import INITIATE, let_go, make_linger, send, slow_to_close, udp
 
 UID = os.geteuid()
-
-
-def make_linger(own: socket.socket, seconds: int) -> None:
-    """Connect it, and fill it with data that nobody will read."""
-    with bound(socket.socket()) as listener:
-        listener.listen()
-        own.setblocking(True)
-        own.connect(listener.getsockname())
-        unread, _ = listener.accept()
-    own.setblocking(False)
-    with suppress(BlockingIOError):
-        while True:
-            own.send(bytes(65536))
-    own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, seconds))
-    _KEPT.append(unread)
-
-
-def slow_to_close(seconds: int) -> socket.socket:
-    """A Unix socket in whose queue lies a TCP socket that lingers."""
-    lingering = socket.socket()
-    make_linger(lingering, seconds)
-    near, far = socket.socketpair()
-    rights = array("i", [lingering.fileno()]).tobytes()
-    near.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-    lingering.close()
-    near.close()
-    return far
-
-
-_KEPT: list[socket.socket] = []
 
 
 async def test_a_close_that_lasts_ends_its_connection_and_holds_up_nobody_else(tmp_path: Path) -> None:
@@ -78,8 +47,7 @@ async def test_a_close_that_lasts_ends_its_connection_and_holds_up_nobody_else(t
                         if (await again.line()).startswith("error|z|unknown-id"):
                             break
                     await trio.sleep(0.1)
-    while _KEPT:
-        _KEPT.pop().close()
+    let_go()
 
 
 async def _hands_over(technique: Scripted, kit: Kit) -> Hole:
@@ -117,8 +85,7 @@ async def test_a_verdict_that_nobody_reads_is_no_way_to_have_a_slow_close_in_the
                 await other.line()
                 await trio.sleep(0.05)
             assert trio.current_time() - begin < linger_s / 2
-            while _KEPT:
-                _KEPT.pop().close()
+            let_go()
 
 
 def test_a_socket_that_is_made_blocking_again_makes_nobody_wait() -> None:
