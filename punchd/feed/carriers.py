@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from punchd.errors import PunchdError
+from punchd.feed import ending
 from punchd.punch.hole import Hole
 from punchd.punch.mail import Box, Mailroom
 from punchd.punch.messages import Bye, Message
@@ -33,7 +34,7 @@ async def over_hole(hole: Hole, mailroom: Mailroom, box: Box, use: Use) -> None:
     def hear(message: Message) -> None:
         nonlocal failure
         if isinstance(message, Bye) and message.is_cut:
-            failure = failure or EndedError(Exit.BROKEN, "the other side has given up")
+            failure = failure or ending.given_up()
             scope.cancel()
 
     try:

@@ -134,4 +134,6 @@ def read_place(text: str) -> tuple[str, int]:
 
 
 def _file(word: str) -> str | None:
+    if not word:
+        raise ConfigError("FILE: expected a name or -, got ''")
     return None if word == "-" else word

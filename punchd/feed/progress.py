@@ -28,16 +28,15 @@ class Progress:
         self._read = read
         self._whole = whole
         self._is_live = not news.is_json and not news.is_quiet and os.isatty(2)
-        self._moved_at: float | None = None
-        self._began_at = self._told_at = trio.current_time()
+        self._began_at = self._told_at = self._moved_at = trio.current_time()
+        self._first: tuple[float, int] | None = None  # when and with how many bytes it began to move
         self._bytes_told = 0
 
     def moved(self) -> None:
         """Something was sent or came."""
-        now = trio.current_time()
-        if self._moved_at is None:
-            self._began_at = self._told_at = now
-        self._moved_at = now
+        self._moved_at = trio.current_time()
+        if self._first is None:
+            self._first = self._moved_at, self._read()["bytes"]
 
     async def run(self) -> None:
         """For ever."""
@@ -53,13 +52,20 @@ class Progress:
 
     def end(self) -> dict[str, Any]:
         """The sum."""
-        seconds = (self._moved_at or self._began_at) - self._began_at
         members = self._read()
-        members["goodput_bps"] = round(8 * members["bytes"] / seconds) if seconds > 0 else 0
+        members["goodput_bps"] = self._mean(members["bytes"])
         if self._is_live:
             self._write("\r\x1b[K")
         self._news.say("total", report.line(members), **members)
         return members
+
+    def _mean(self, whole: int) -> int:
+        """From the first movement to the last: without what came with the first, which was on its way before it."""
+        began_at, before = self._first or (self._began_at, 0)
+        if whole == before:
+            began_at, before = self._began_at, 0  # all at once
+        passed_s = self._moved_at - began_at
+        return round(8 * (whole - before) / passed_s) if passed_s > 0 else 0
 
     def _now(self) -> dict[str, Any]:
         now = trio.current_time()

@@ -31,16 +31,20 @@ async def receive(sock: HasFileno, chosen: ReceiveOptions, news: News) -> None:
     """Ask on that socket, which is connected, and write all that comes until the sender says that it was all.
 
     Raises:
-        EndedError: no sender, it is gone, or nobody takes what is written.
+        EndedError: no sender, it is gone or has given up, or nobody takes what is written.
         ConfigError: the file cannot be written.
     """
     settings = ReceiverSettings(ordered=chosen.window_s > 0, window_s=chosen.window_s)
-    with opened(chosen.target) as write:
-        try:
-            async with Initiator.open(sock, settings=settings, timing=Timing(idle_s=chosen.idle_s)) as initiator:
-                await _carry(initiator, write, news)
-        except SessionEndedError as error:
-            raise EndedError(_EXITS.get(error.why, Exit.BROKEN), str(error)) from None
+    try:
+        async with Initiator.open(sock, settings=settings, timing=Timing(idle_s=chosen.idle_s)) as initiator:
+            try:
+                with opened(chosen.target) as write:  # not before: if nobody sends, what is there stays
+                    await _carry(initiator, write, news)
+            finally:
+                if not ending.is_end(initiator.id):
+                    initiator.reidentify(ending.GIVEN_UP)
+    except SessionEndedError as error:
+        raise EndedError(_EXITS.get(error.why, Exit.BROKEN), str(error)) from None
 
 
 async def _carry(initiator: Initiator, write: Write, news: News) -> None:
@@ -55,6 +59,8 @@ async def _carry(initiator: Initiator, write: Write, news: News) -> None:
                     await _write(write, delivery.payload)
                     progress.moved()
                 made = ending.read_end(initiator.id)
+                if initiator.id == ending.GIVEN_UP:
+                    raise ending.given_up()
             final = initiator.statistics()
             await _confirm(initiator, final.logical_sends)
     finally:

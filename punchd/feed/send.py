@@ -35,7 +35,7 @@ async def send(sock: HasFileno, chosen: SendOptions, news: News, *, is_punched: 
         is_punched: whether the socket is connected to somebody who is known to be there.
 
     Raises:
-        EndedError: the receiver is gone, or nobody asked.
+        EndedError: the receiver is gone or has given up, or nobody asked.
         ConfigError: the file cannot be read.
     """
     timing = Timing(idle_s=IDLE_S)
@@ -61,11 +61,15 @@ async def _carry(stream: Stream, source: int, whole: int | None, chosen: SendOpt
                 await _say_end(stream, news)
         if stream.ended is not None:
             raise stream.ended
+        if stream.id == ending.GIVEN_UP:
+            raise ending.given_up()
     except (SessionEndedError, OSError) as error:
         raise EndedError(Exit.BROKEN, str(error)) from None
     except ValueError as error:
         raise EndedError(Exit.USAGE, str(error)) from None
     finally:
+        if stream.ended is None and not ending.is_end(stream.id):
+            stream.reidentify(ending.GIVEN_UP)
         progress.end()
 
 
@@ -84,7 +88,7 @@ async def _pour(stream: Stream, stdin: Stdio, chosen: SendOptions, progress: Pro
 async def _watch(stream: Stream, scope: trio.CancelScope) -> None:
     """An input may be silent for longer than a receiver lives."""
     with suppress(SessionEndedError):
-        while True:
+        while stream.id != ending.GIVEN_UP:
             await stream.wait_for_change()
     scope.cancel()
 

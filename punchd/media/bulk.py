@@ -72,16 +72,20 @@ class Bulk:
         """The fragments that begin with the datagram at (byte, segment, distance); how many were taken."""
         at, segment, distance = where
         incoming, receiver = self._incoming, self._incoming.receiver
-        count = min((len(slot) - at - segment) // distance + 1, MAX_BATCH_DATAGRAMS)
-        if count < LEAST_RUN or peer != incoming.initiator.peer or not incoming.initiator.takes_media:
+        left = len(slot) - at
+        count = min((left - segment) // distance + 1, MAX_BATCH_DATAGRAMS - 1)
+        if count < LEAST_RUN - 1 or peer != incoming.initiator.peer or not incoming.initiator.takes_media:
             return 0, ()
         first = FRAGMENT_HEADER.unpack_from(slot, at)
         flag, sequence, qpc, qpf, offset, total = first
         step = segment - FRAGMENT_HEADER_SIZE
         count = min(count, (total - offset) // step)
+        size = count * step
+        if 0 < total - offset - size == left - count * distance - FRAGMENT_HEADER_SIZE < step:  # the send's last one
+            count, size = count + 1, total - offset
         if flag != FRAGMENT or count < LEAST_RUN:
             return 0, ()
-        row, run = Row(at, distance, step, count), Run(offset, total, count * step, count)
+        row, run = Row(at, distance, step, count, size), Run(offset, total, size, count)
         if not receiver.suits(sequence, run) or not self._strides.is_run(slot, row, first):
             return 0, ()
         incoming.initiator.hear_media(now)

@@ -59,13 +59,13 @@ class Incoming:
         return [], self.receiver.receive(datagram, now)
 
     def next_timeout(self) -> float | None:
-        """When `handle_timeout` wants to be called."""
-        timeouts = (self.initiator.next_timeout(), self.receiver.next_timeout())
+        """When `handle_timeout` wants to be called, but for `Receiver.next_gap_timeout`."""
+        timeouts = (self.initiator.next_timeout(), self.receiver.reassembly.next_timeout())
         return min((timeout for timeout in timeouts if timeout is not None), default=None)
 
-    def handle_timeout(self, now: float) -> tuple[list[Action], Sequence[Delivery]]:
-        """Time has passed."""
-        delivered = self.receiver.handle_timeout(now)
+    def handle_timeout(self, now: float, heard_until: float | None = None) -> tuple[list[Action], Sequence[Delivery]]:
+        """Time has passed, and what came before `heard_until` was taken; None: until now."""
+        delivered = self.receiver.handle_timeout(now, heard_until)
         actions, flushed = self._carry_out(self.initiator.handle_timeout(now))
         return actions, [*delivered, *flushed]
 

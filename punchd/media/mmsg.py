@@ -71,6 +71,11 @@ class Arrival(NamedTuple):
     source: bytes
     distance: int = 0
 
+    @property
+    def size(self) -> int:
+        """Of all datagrams together, bytes; of a last one in a slot of its own as much as of the others."""
+        return len(self.data) if not self.distance else -(-len(self.data) // self.distance) * self.segment
+
 
 class Slots:
     """Memory for so many messages of 64 KiB, and the call that fills it.

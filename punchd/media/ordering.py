@@ -4,8 +4,9 @@ A gap holds what comes after it for `window_s` at most, and holds no more than `
 then the gap counts as lost. Which number a session begins with is unknown, so the first send waits as after a gap. What
 comes when its turn is over is dropped.
 
-Anybody who can forge a datagram could send the number 2^64 - 1 and make everything else late. So after `RESYNC_AFTER`
-late sends without one in time the order begins anew with the next.
+Anybody who can forge a datagram could send the number 2^64 - 1 and make everything else late. So when, for `window_s`,
+`RESYNC_AFTER` sends and more have come too late and none in time, the order begins anew with the next. A path that
+held some back for long, and gives them out at once, does not have that effect.
 
 Source: seed 004 §9 (the rules are lost); media specification D14, D27.
 """
@@ -30,7 +31,8 @@ class Ordering:
         self._held: dict[int, tuple[float, Delivery]] = {}  # by number: until when; oldest first
         self._order: list[int] = []  # a heap of the numbers
         self._held_bytes = 0
-        self._late = 0
+        self._late = 0  # since one was in time
+        self._late_since = 0.0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -39,7 +41,9 @@ class Ordering:
         """A send is complete, for the first time. What is to be delivered now, in order."""
         if self._expected is not None and delivery.sequence < self._expected:
             self._late += 1
-            if self._late < RESYNC_AFTER:
+            if self._late == 1:
+                self._late_since = now
+            if self._late < RESYNC_AFTER or now - self._late_since < self._settings.window_s:
                 self._counters.add(Count.LATE)
                 delivery.release()
                 return ()

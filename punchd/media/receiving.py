@@ -149,13 +149,19 @@ class Receiver:
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` wants to be called."""
-        timeouts = [self.reassembly.next_timeout(), self.ordering.next_timeout() if self.ordering else None]
+        timeouts = (self.reassembly.next_timeout(), self.next_gap_timeout())
         return min((timeout for timeout in timeouts if timeout is not None), default=None)
 
-    def handle_timeout(self, now: float) -> Sequence[Delivery]:
-        """Time has passed."""
+    def next_gap_timeout(self) -> float | None:
+        """When what a gap holds up is to be delivered; None if nothing is held up."""
+        return self.ordering.next_timeout() if self.ordering is not None else None
+
+    def handle_timeout(self, now: float, heard_until: float | None = None) -> Sequence[Delivery]:
+        """Time has passed, and what came before `heard_until` was taken; None: until now."""
         self.reassembly.expire(now)
-        return self.ordering.expire(now) if self.ordering is not None else ()
+        if self.ordering is None:
+            return ()
+        return self.ordering.expire(now if heard_until is None else heard_until)
 
     def flush(self) -> Sequence[Delivery]:
         """Another session begins on the tuple. What the old one had complete and held back."""

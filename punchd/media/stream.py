@@ -211,7 +211,7 @@ class Stream:
                 epoch, offset, sequence = self._epoch, 0, self._sequences.next()
             segment = self._outlet.size
             step = segment - FRAGMENT_HEADER_SIZE
-            count = min(plan(total, segment).batch, -(-(total - offset) // step))
+            count = min(MAX_BATCH_BYTES // segment, MAX_BATCH_DATAGRAMS, -(-(total - offset) // step))
             length = self._writer.fragments(sequence, _clock(), payload, offset=offset, step=step, count=count)
             offset += await self._transmit(length, segment) * step
         self._sends += 1

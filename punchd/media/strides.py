@@ -23,19 +23,21 @@ Fields = tuple[int, int, int, int, int, int]  # flag, sequence, QPC, QPF, offset
 
 
 class Row(NamedTuple):
-    """Fragments of one length in a buffer.
+    """Fragments of one length in a buffer, the last maybe shorter.
 
     Attributes:
         at: where the first begins.
         distance: from the beginning of one to that of the next.
-        step: length of each one's payload.
+        step: length of each one's payload but the last's.
         fragments: how many, at most `MAX_BATCH_DATAGRAMS`.
+        size: of all payloads together, bytes.
     """
 
     at: int
     distance: int
     step: int
     fragments: int
+    size: int
 
 
 class Writer(Protocol):
@@ -121,7 +123,7 @@ class Plain:
 
     def is_run(self, slot: memoryview, row: Row, first: Fields) -> bool:
         flag, sequence, qpc, qpf, offset, total = first
-        at, distance, step, count = row
+        at, distance, step, count, _ = row
         unpack = FRAGMENT_HEADER.unpack_from
         return all(
             unpack(slot, at + number * distance) == (flag, sequence, qpc, qpf, offset + number * step, total)
@@ -129,11 +131,14 @@ class Plain:
         )
 
     def gather(self, slot: memoryview, row: Row, place: memoryview) -> None:
-        at, distance, step, count = row
+        at, distance, step, _, size = row
         at += FRAGMENT_HEADER_SIZE
-        for number in range(count):
-            place[number * step : number * step + step] = slot[at : at + step]
+        rest = size % step
+        for start in range(0, size - rest, step):
+            place[start : start + step] = slot[at : at + step]
             at += distance
+        if rest:
+            place[size - rest :] = slot[at : at + rest]
 
 
 @cache

@@ -6,6 +6,7 @@ sum here does is checked before.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,26 @@ from punchd.media.strides import FRAGMENT_HEADER, HEADER, Fields, Row, Writer
 
 _NUMBERS = np.arange(MAX_BATCH_DATAGRAMS, dtype="<u8")
 _HEAD = np.dtype(f"V{HEADER_SIZE}")
-_MOST_LAYOUTS = 8  # of one writer: lengths of datagrams, which its own side chooses
+_PLACE = np.dtype(f"V{FRAGMENT_HEADER_SIZE - HEADER_SIZE}")
+_MOST_LAYOUTS = 8  # lengths of datagrams, of which a peer may choose many
 
 Array = np.ndarray[Any, Any]
 
 
 def _column(buffer: bytearray | memoryview, at: int, stride: int, count: int, kind: Any) -> Array:
     return np.ndarray((count,), kind, buffer, at, (stride,))
+
+
+@lru_cache(_MOST_LAYOUTS)
+def _kind(size: int) -> np.dtype[Any]:
+    """Of a payload."""
+    return np.dtype(f"V{size}")
+
+
+@lru_cache(_MOST_LAYOUTS)
+def _advances(step: int) -> Array:
+    """How far offset and total of each fragment are from the first one's: a row for each."""
+    return np.column_stack((_NUMBERS * np.uint64(step), np.zeros_like(_NUMBERS)))
 
 
 class ColumnWriter:
@@ -82,17 +96,20 @@ class Columns:
         return ColumnWriter(size)
 
     def is_run(self, slot: memoryview, row: Row, first: Fields) -> bool:
-        at, distance, step, count = row
-        heads = _column(slot, at, distance, count, _HEAD).tobytes()
-        if heads != FRAGMENT_HEADER.pack(*first)[:HEADER_SIZE] * count:
+        at, distance, step, count, _ = row
+        header = FRAGMENT_HEADER.pack(*first)
+        if _column(slot, at, distance, count, _HEAD).tobytes() != header[:HEADER_SIZE] * count:
             return False
-        expected = np.empty((count, 2), "<u8")
-        np.add(_NUMBERS[:count] * np.uint64(step), np.uint64(first[4]), out=expected[:, 0])
-        expected[:, 1] = first[5]
-        places: Array = np.ndarray((count, 2), "<u8", slot, at + HEADER_SIZE, (distance, 8))
-        return places.tobytes() == expected.tobytes()
+        places = _column(slot, at + HEADER_SIZE, distance, count, _PLACE).tobytes()
+        begins: Array = np.ndarray((count, 2), "<u8", places) - _advances(step)[:count]
+        return begins.tobytes() == header[HEADER_SIZE:] * count
 
     def gather(self, slot: memoryview, row: Row, place: memoryview) -> None:
-        at, distance, step, count = row
-        kind = f"V{step}"
-        np.copyto(np.frombuffer(place, kind), _column(slot, at + FRAGMENT_HEADER_SIZE, distance, count, kind))
+        at, distance, step, _, size = row
+        at += FRAGMENT_HEADER_SIZE
+        full, rest = divmod(size, step)
+        kind = _kind(step)
+        np.ndarray((full,), kind, place)[:] = _column(slot, at, distance, full, kind)
+        if rest:
+            at += full * distance
+            place[full * step :] = slot[at : at + rest]

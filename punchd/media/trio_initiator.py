@@ -17,6 +17,7 @@ Source: seed 004; media specification C17, C24, C27, C37-C39, C46, D6, D22, D25,
 
 from __future__ import annotations
 
+import math
 import secrets
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -32,9 +33,11 @@ from punchd.media.counters import Count, Counters
 from punchd.media.datagrams import canonical_id
 from punchd.media.ends import Incoming
 from punchd.media.fast import ALL, Fast
+from punchd.media.horizon import Horizon
 from punchd.media.initiator import Initiator as Machine
 from punchd.media.mmsg import is_same_source, raw_name
 from punchd.media.moves import Action, Ended, Established, Identified, Send
+from punchd.media.naps import NAP_S, Naps
 from punchd.media.options import NO_OPTIONS, Options
 from punchd.media.receiving import Receiver
 from punchd.media.settings import ReceiverSettings, Timing
@@ -85,6 +88,8 @@ class Initiator:
         self._waiting = trio.CancelScope()
         self._turns = Turns()
         self._alarm = Alarm()
+        self._naps = Naps(self._inlet.room, self._began_at)
+        self._horizon = Horizon(self._inlet.room, self._began_at)
         self._bytes = self._sends = 0
 
     @classmethod
@@ -156,7 +161,7 @@ class Initiator:
         """
         self._release()
         while not self._ready:
-            await self._gather()
+            await self._read()
             self._is_renamed = False
         delivery = self._ready.pop(0)
         self._lend((delivery,))
@@ -173,7 +178,7 @@ class Initiator:
         """
         self._release()
         while not self._ready and not self._is_renamed:
-            await self._gather()
+            await self._read()
         self._is_renamed = False
         found, self._ready = self._ready, []
         self._lend(found)
@@ -228,7 +233,7 @@ class Initiator:
     async def _keep_time(self) -> None:
         while True:
             if await self._alarm.wait(self._incoming.next_timeout()):
-                self._take(*self._incoming.handle_timeout(trio.current_time()))
+                self._pass_time()
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -251,6 +256,9 @@ class Initiator:
             self._waiting.cancel()
         self._alarm.move(self._incoming.next_timeout())
 
+    def _pass_time(self) -> None:
+        self._take(*self._incoming.handle_timeout(trio.current_time(), self._horizon.until))
+
     # --- receiving ---------------------------------------------------------------------------------------------------
 
     def _lend(self, deliveries: Sequence[Delivery]) -> None:
@@ -263,12 +271,6 @@ class Initiator:
             delivery.release()
         self._lent = ()
 
-    async def _gather(self) -> None:
-        """One step nearer to something that is ready."""
-        if self._ended is not None:
-            raise self._ended
-        await self._read()
-
     async def _read(self) -> None:
         """What has come, or waits until there is something to look at."""
         if self._ended is not None:
@@ -277,16 +279,34 @@ class Initiator:
         try:
             arrivals = self._inlet.receive()
         except BlockingIOError:
-            with trio.CancelScope() as self._waiting:
-                await trio.lowlevel.wait_readable(self._socket)
-            self._turns.waited()
+            await self._wait()
             return
         now = trio.current_time()
         for arrival in arrivals:
+            self._naps.note(arrival.size)
+            self._horizon.note(arrival.size, now)
             is_ours = self._peer is None or is_same_source(arrival.source, self._tuple)
             peer = self._tuple if is_ours else arrival.source
             self._take(*self._bulk.take(peer, arrival.data, arrival.segment, now, distance=arrival.distance))
+        if (due_at := self._receiver.next_gap_timeout()) is not None and due_at <= self._horizon.until:
+            self._pass_time()
         self._alarm.move(self._incoming.next_timeout())
+
+    async def _wait(self) -> None:
+        """Everything was read. Until more comes, or something counts as lost."""
+        now = trio.current_time()
+        self._horizon.emptied(now)
+        due_at = self._receiver.next_gap_timeout()
+        if due_at is not None and due_at <= now:
+            self._pass_time()
+            return
+        is_nap = self._naps.is_due(now)
+        with trio.CancelScope(deadline=math.inf if due_at is None else due_at) as self._waiting:
+            if is_nap:
+                await trio.sleep(NAP_S)
+            else:
+                await trio.lowlevel.wait_readable(self._socket)
+        self._turns.waited()
 
     def _take(self, actions: Sequence[Action], deliveries: Sequence[Delivery]) -> None:
         self._ready += deliveries

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Self
@@ -28,6 +27,7 @@ import trio
 from punchd.media.counters import Counters
 from punchd.media.ends import Outgoing
 from punchd.media.fast import ALL, Fast
+from punchd.media.links import Link
 from punchd.media.moves import Action, Ended, Established, Identified, MediaMayFlow, PacketTuple, Send, Why
 from punchd.media.responder import Admission
 from punchd.media.responder import Responder as Machine
@@ -70,7 +70,7 @@ class Responder:
         self._fast = fast
         self._connected: Address | None = _peer_of(sock)
         self._streams: dict[PacketTuple, Stream] = {}
-        self._waiting: deque[Stream] = deque()
+        self._waiting: dict[Address, Link] = {}  # in order; a stream is made when it is accepted: it has a buffer
         self._news = trio.Event()
         self._alarm = Alarm()
 
@@ -120,10 +120,12 @@ class Responder:
 
     async def accept(self) -> Stream:
         """The next stream that somebody has asked for, once media may flow."""
+        await trio.lowlevel.checkpoint()
         while not self._waiting:
             await self._news.wait()
-        await trio.lowlevel.checkpoint()
-        return self._waiting.popleft()
+        peer = next(iter(self._waiting))
+        stream = self._streams[peer] = self._make(peer, self._waiting.pop(peer))
+        return stream
 
     # --- what streams want -------------------------------------------------------------------------------------------
 
@@ -166,14 +168,13 @@ class Responder:
                 case MediaMayFlow():
                     self._begin(action.peer)
                 case Ended() if action.peer in self._streams:
-                    stream = self._streams.pop(action.peer)
-                    stream.end(SessionEndedError(action.why, action.text))
-                    if stream in self._waiting:
-                        self._waiting.remove(stream)
+                    self._streams.pop(action.peer).end(SessionEndedError(action.why, action.text))
+                case Ended() if isinstance(action.peer, tuple):
+                    self._waiting.pop(action.peer, None)
                 case _:
                     pass
-        for stream in self._streams.values() if actions else ():
-            stream.look_again()
+        for peer in {action.peer for action in actions} & self._streams.keys():
+            self._streams[peer].look_again()
         self._alarm.move(self._machine.next_timeout())
 
     def _say(self, send: Send) -> None:
@@ -185,17 +186,17 @@ class Responder:
 
     def _begin(self, peer: PacketTuple) -> None:
         link = self._machine.links.get(peer)
-        if link is None or not isinstance(peer, tuple) or peer in self._streams:
-            return
-        stream = Stream(
+        if link is not None and isinstance(peer, tuple) and peer not in self._streams:
+            self._waiting[peer] = link
+            self._news.set()
+            self._news = trio.Event()
+
+    def _make(self, peer: Address, link: Link) -> Stream:
+        return Stream(
             self._socket, peer, is_connected=self._connected is not None, id_=link.id, options=link.options,
             machine=self._machine, rate_bps=self._rate_bps, datagram_size=self._datagram_size, fast=self._fast,
             reidentify=lambda new: self._reidentify(peer, new), close=lambda: self._close(peer),
         )  # fmt: skip
-        self._streams[peer] = stream
-        self._waiting.append(stream)
-        self._news.set()
-        self._news = trio.Event()
 
     def _end(self) -> None:
         for stream in self._streams.values():

@@ -64,6 +64,11 @@ class Inlet:
         return call if self._merged_before is None else f"gro+{call}"
 
     @property
+    def room(self) -> int:
+        """What the socket's buffer holds, as the kernel counts: memory, which is more than payload."""
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+    @property
     def drops(self) -> int:
         """What the kernel dropped since this began: the buffer was full, or a socket filter said so.
 

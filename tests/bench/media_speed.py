@@ -161,6 +161,11 @@ def middle(measure: Callable[[], Speed]) -> Speed:
     return sorted((measure() for _ in range(ROUNDS)), key=lambda one: one.goodput_bps)[ROUNDS // 2]
 
 
+def most(measure: Callable[[], Speed]) -> Speed:
+    """Of a limit, which a run that was disturbed does not lower: single runs were seen to differ by three."""
+    return max((measure() for _ in range(ROUNDS)), key=lambda one: one.goodput_bps)
+
+
 def show(name: str, speed: Speed, reference: Speed | None = None) -> None:
     ratio = "" if reference is None else f"  {speed.goodput_bps / reference.goodput_bps:5.1f} x srt-live-transmit"
     tick = f"  1 ms ticks p99 {speed.tick_p99_s * 1000:.1f} ms late" if speed.tick_p99_s else ""
@@ -182,7 +187,7 @@ def loopback(directory: Path, program: Path) -> None:
     path = Route("loopback", subprocess.Popen, subprocess.Popen, "127.0.0.1", is_behind_nat=False)
     print(f"media, loopback, datagrams of {DATAGRAM} bytes, a core each (SRT also retransmits and controls congestion)")
     other = middle(lambda: srt(path, directory))
-    limit = middle(lambda: kernel(path, program))
+    limit = most(lambda: kernel(path, program))
     show("srt-live-transmit", other)
     show("the kernel's limit, GSO to GRO in C", limit)
     large, small = best(path, MIB), best(path, 1 << 16)
@@ -204,7 +209,7 @@ def behind_nat(directory: Path, program: Path) -> None:
         path = Route("NAT", near.popen, far.popen, far.ipv4, is_behind_nat=True)
         print("media, through a port-restricted NAT of the laboratory (conntrack, veth)")
         other = middle(lambda: srt(path, directory))
-        limit = middle(lambda: kernel(path, program))
+        limit = most(lambda: kernel(path, program))
         large = best(path, MIB)
         show("srt-live-transmit", other)
         show("the kernel's limit, GSO to GRO in C", limit)

@@ -54,6 +54,7 @@ def test_the_last_word_is_the_address_unless_the_place_is_named(
         ([], "send: expected an ADDRESS or --direct"),
         (["a", "b", "c"], "send: expected FILE and ADDRESS, got 2 files"),
         (["a", "b", "--direct", "h:1"], "send: expected FILE, got 2 files"),
+        (["", "--direct", "h:1"], "FILE: expected a name or -, got ''"),
         (["a", "--size", "0"], "--size: expected a whole number from 1 to 67108864, got 0"),
         (["a", "--datagram", "42"], "--datagram: expected a whole number from 43 to 65507, got 42"),
         *(
@@ -140,6 +141,18 @@ def test_mpeg_ts_is_cut_into_a_datagrams_worth_of_packets_and_other_input_into_1
     assert [size for _, size in fed(Cutter(100, ROOM), [packets])] == [PACKET]
     assert [size for _, size in fed(Cutter(None, ROOM), [b"x" * 3760])] == [DEFAULT_SIZE]
     assert [size for _, size in fed(Cutter(None, ROOM), [bytes([SYNC]) * 188])] == [DEFAULT_SIZE]
+    assert [size for _, size in fed(Cutter(None, ROOM), [packets[:PACKET] + bytes(500)])] == [DEFAULT_SIZE]
+
+
+def test_mpeg_ts_is_recognised_also_if_it_comes_packet_by_packet() -> None:
+    packet = bytes([SYNC]) + bytes(187)
+    assert [size for _, size in fed(Cutter(None, ROOM), [packet] * 4)] == [6 * PACKET] * 3
+
+
+def test_half_a_packet_at_the_end_is_sent_as_well() -> None:
+    data = (bytes([SYNC]) + bytes(187)) * 7 + b"G"
+    for portions in ([data], [data[:300], data[300:]]):
+        assert b"".join(one for one, _ in fed(Cutter(None, ROOM), portions)) == data
 
 
 def test_live_packets_do_not_wait_for_more() -> None:
@@ -183,6 +196,7 @@ def test_what_was_lost_is_exact_once_the_end_was_told() -> None:
     assert report.sent(SENT, 790)["lost"] == 10
     assert report.received(RECEIVED, None)["lost"] == 7
     assert report.received(RECEIVED, 800)["lost"] == 10
+    assert report.sent(SENT, 801)["lost"] == report.received(RECEIVED, 0)["lost"] == 0  # whatever a stranger says
 
 
 @pytest.mark.parametrize(
@@ -192,6 +206,7 @@ def test_what_was_lost_is_exact_once_the_end_was_told() -> None:
             report.received(RECEIVED, None), None,
             "1.0 MB, 4.0 Mbit/s, lost 7, delay +12 ms, dropped here 5 (gro+recvmmsg+numpy)",
         ),
+        (report.sent(SENT, None), 900_000, "[####################] 100%, 1.0 MB, 4.0 Mbit/s (gso+numpy)"),
         (report.sent(SENT, None), 4_000_000, "[#####...............]  25%, 1.0 MB, 4.0 Mbit/s (gso+numpy)"),
     ],
 )  # fmt: skip

@@ -177,7 +177,7 @@ def test_msp_c36_d_03_an_id_ends_at_its_first_nul_and_37_bytes_without_one_are_n
 
 def test_d_03_d_08_foreign_text_is_shown_escaped() -> None:
     assert show(b"plain text") == "plain text"
-    assert show(b"\n\x1b[0m\xff\\") == "\\x0a\\x1b[0m\\xff\\x5c"
+    assert show(b"\n\x1b[0m\x7f\xff\\") == "\\x0a\\x1b[0m\\x7f\\xff\\x5c"
 
 
 def test_d_08_a_refusal_may_have_no_text_and_acceptance_has_an_id() -> None:
@@ -232,6 +232,13 @@ def test_payloads_are_views_into_the_datagram() -> None:
 def test_what_the_format_cannot_hold_is_refused(value: Control | Media) -> None:
     with pytest.raises(ValueError, match=r"connection id|version|header|payload"):
         encode(value)
+
+
+def test_a_payload_that_does_not_fit_is_told_what_would() -> None:
+    for total, room in ((None, 100 - 26), (1000, 100 - 42)):
+        assert len(encode(Media(0, 0, 0, memoryview(bytes(room)), 0, total), 100)) == 100
+        with pytest.raises(ValueError, match=f"expected at most {room} bytes, got {room + 1}"):
+            encode(Media(0, 0, 0, memoryview(bytes(room + 1)), 0, total), 100)
 
 
 def test_d_31_datagrams_of_65507_bytes_are_taken() -> None:

@@ -146,10 +146,19 @@ def test_d_27_what_was_held_in_order_is_delivered_at_a_flush_and_at_the_end() ->
     _, deliveries = end.take(PEER, encode(ConnectionId(B)), 0.1)
     assert [one.take() for one in deliveries] == [b"2", b"3"]
     payloads(end, data(7, b"7"), 0.2)
-    assert end.next_timeout() == pytest.approx(0.4)
+    assert end.receiver.next_gap_timeout() == pytest.approx(0.4)
     _, deliveries = end.handle_timeout(1000.0)
     assert [one.take() for one in deliveries] == [b"7"]
-    assert end.next_timeout() is None
+    assert (end.next_timeout(), end.receiver.next_gap_timeout()) == (None, None)
+
+
+def test_d_27_a_gap_is_no_loss_before_all_that_came_meanwhile_was_taken() -> None:
+    end, _ = incoming(ReceiverSettings(ordered=True))
+    assert payloads(end, data(3, b"3"), 0.1) == []
+    assert end.handle_timeout(5.0, 0.1)[1] == []
+    assert payloads(end, data(2, b"2"), 5.0) == []
+    _, deliveries = end.handle_timeout(5.0, 5.0)
+    assert [one.take() for one in deliveries] == [b"2", b"3"]
 
 
 def test_d_22_media_go_one_way_over_a_tuple() -> None:

@@ -26,6 +26,7 @@ def test_msp_c41_d_32_every_validation_error_has_a_counter_of_its_own() -> None:
     for number, reason in enumerate(VALIDATION_ERRORS, 1):
         counters.add(reason, number)
     assert sorted(counters.named().values()) == list(range(1, len(VALIDATION_ERRORS) + 1))
+    assert Count.TOO_MANY_INTERVALS in VALIDATION_ERRORS
     assert Count.UNKNOWN_TUPLE not in VALIDATION_ERRORS
 
 
@@ -34,6 +35,7 @@ def test_d_26_four_flushes_at_once_and_then_one_a_second() -> None:
     assert [limit.allows(100.0) for _ in range(6)] == [True] * 4 + [False] * 2
     assert [limit.allows(100.0 + n / 2) for n in range(1, 7)] == [False, True] * 3
     assert [limit.allows(1000.0) for _ in range(5)] == [True] * 4 + [False]
+    assert [limit.allows(now) for now in (990.0, 991.0, 992.0)] == [False, True, True]  # time that went back costs none
 
 
 def test_a_moved_or_cancelled_deadline_does_not_come() -> None:

@@ -268,6 +268,9 @@ def test_d_15_a_send_that_timed_out_may_be_sent_again() -> None:
     bench.core.expire(5.0)
     bench.piece(50, 100, now=5.1)
     assert bench.piece(0, 50, now=5.2) == TEXT
+    bench.piece(0, 50, now=10.0)
+    assert bench.piece(50, 100, now=15.0) is None  # its time is just over
+    assert named(bench.counters) == {"timeouts": 2}
 
 
 def test_clearing_forgets_everything_and_gives_the_memory_back() -> None:

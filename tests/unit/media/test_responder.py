@@ -88,6 +88,9 @@ def test_msp_c24_msp_c17_a_syn_ack_is_repeated_while_no_ack_comes_and_then_forgo
     assert heard[-1] == (32.0, Ended(PEER, Why.UNANSWERED))
     assert len(machine.links) == len(machine.timers) == 0
     assert counters[Count.HALF_OPEN_EXPIRED] == 1
+    machine, _ = responder(ResponderSettings(path_validated=True, timing=Timing(half_open_s=1.0)))
+    tell(machine, Syn(A))
+    assert run_out(machine, 100.0)[-1] == (1.0, Ended(PEER, Why.UNANSWERED))
 
 
 def test_msp_c18_a_syn_may_be_refused_without_state() -> None:
@@ -106,12 +109,20 @@ def test_d_18_a_syn_of_another_version_is_refused_in_this_one() -> None:
         [send] = only(actions, Send)
         assert send.data[26] == 1
     assert machine.links.open_count == 1
+    tell(machine, Syn(b""), peer=OTHER)  # what is read of another version looks like a repetition of this one
+    assert sent(tell(machine, Syn(b"", version=2), peer=OTHER)) == [SynAck(False, b"version")]
+
+
+def test_msp_c11_msp_c25_d_01_d_05_start_and_an_optimistic_start_are_off_unless_they_are_asked_for() -> None:
+    settings = ResponderSettings()
+    assert (settings.legacy_start, settings.optimistic, settings.path_validated) == (False, False, False)
 
 
 def test_sessions_are_limited_and_more_are_refused() -> None:
     machine, _ = opened(ResponderSettings(max_open=1))
     assert sent(tell(machine, Syn(B), peer=OTHER)) == [SynAck(False, b"busy")]
     assert sent(tell(machine, Syn(A))) == [SynAck(True, A), ConnectionId(A)]
+    assert sent(tell(machine, Syn(B))) == [SynAck(True, B)]  # in place of the first
     machine, _ = responder(ResponderSettings(max_open=1))
     tell(machine, Syn(A))
     tell(machine, Syn(B), peer=OTHER)
@@ -166,6 +177,24 @@ def test_d_05_repeated_syns_are_worth_at_most_64_kib() -> None:
         assert sent_bytes <= min(3 * 67 * (number + 1), 65536)
     assert sent_bytes > 65000
     assert counters[Count.WITHHELD] > 0
+
+
+def test_d_05_other_ids_of_an_unvalidated_tuple_do_not_begin_the_share_anew() -> None:
+    machine, _ = responder(OPTIMISTIC)
+    sent_bytes = 0
+    for number in range(400):
+        actions = tell(machine, Syn(b"%d" % number), float(number))
+        share = machine.allowance(PEER) or 0
+        machine.count_sent(PEER, share, float(number))
+        sent_bytes += share + sum(len(action.data) for action in only(actions, Send))
+        assert sent_bytes <= min(3 * 67 * (number + 1), 65536)
+    assert sent_bytes > 65000
+
+
+def test_d_05_a_tuple_stays_validated_when_it_begins_another_session() -> None:
+    machine, _ = opened(OPTIMISTIC)
+    assert kinds(tell(machine, Syn(B), 1.0))[-1] == "MediaMayFlow"
+    assert machine.allowance(PEER) is None
 
 
 def test_d_05_repeated_syn_ack_stay_within_three_times_the_syn() -> None:
@@ -225,6 +254,9 @@ def test_msp_c37_msp_c39_a_new_id_of_the_other_side_is_taken_and_confirmed() -> 
     actions = tell(machine, ConnectionId(B), 2.0)
     assert actions == [Flush(PEER), Identified(PEER, B), Send(PEER, encode(ConnectionId(B)))]
     assert tell(machine, ConnectionId(B), 3.0) == []
+    machine, _ = opened()
+    tell(machine, ConnectionId(B), 0.1)
+    assert run_out(machine, 2.0) == []  # the repetitions of the old one have ended
 
 
 def test_msp_c39_the_id_that_was_just_replaced_is_answered_with_the_current_one() -> None:
@@ -290,6 +322,9 @@ def test_d_01_msp_c47_start_begins_a_stream_flushes_and_is_not_answered() -> Non
     assert [action for _, action in run_out(machine, 60.0)] == []
     assert counters[Count.FLUSHES] == 2
     assert run_out(machine, 200.0) == [(121.0, Ended(PEER, Why.IDLE))]
+    tell(machine, Start(), 300.0)
+    tell(machine, SynAck(True, A), 400.0)  # means nothing here, but somebody is there
+    assert run_out(machine, 600.0) == [(520.0, Ended(PEER, Why.IDLE))]
 
 
 def test_d_01_start_is_limited_and_means_nothing_to_a_half_open_tuple() -> None:

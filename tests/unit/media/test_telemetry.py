@@ -44,7 +44,8 @@ def test_d_28_the_slope_of_the_delay_is_that_of_the_queue(qpf: int) -> None:
 
 def test_d_28_the_least_delay_is_forgotten_after_twenty_seconds() -> None:
     pairs = [(0.0, 0.0)] + [(n * 1.0, n + 0.5) for n in range(1, 40)]
-    assert clocked(pairs[:5]).report().queueing_s == pytest.approx(0.5)
+    for count in (5, 15, 20):
+        assert clocked(pairs[:count]).report().queueing_s == pytest.approx(0.5)
     assert clocked(pairs).report().queueing_s == pytest.approx(0.0)
 
 
@@ -74,6 +75,14 @@ def test_d_28_another_frequency_and_a_leap_begin_anew() -> None:
     telemetry.note_clock(0, 1000, 1.3)
     assert telemetry.report().jitter_s == pytest.approx(0.0)
     assert telemetry.report().queueing_s == 0.0
+    leap = [(n * 0.1, n * 0.15) for n in range(10)] + [(n * 0.1 + 1, n * 0.1 + 100) for n in range(10)]
+    assert clocked(leap).report().trend == pytest.approx(0.0, abs=1e-6)
+
+
+def test_d_28_the_slope_is_that_of_the_last_32_samples() -> None:
+    pairs = [(n * 0.1, n * 0.11) for n in range(50)] + [(n * 0.1, 5.5 + n * 0.1) for n in range(50, 82)]
+    assert clocked(pairs).report().trend == pytest.approx(0.0, abs=1e-6)
+    assert (clocked(pairs[:-1]).report().trend or 0.0) > 1e-3
 
 
 def losses(*sequences: int) -> tuple[int, int]:
