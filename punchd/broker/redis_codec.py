@@ -29,6 +29,7 @@ from punchd.broker.tokens import Ledger
 from punchd.errors import DecodeError
 
 _T = TypeVar("_T")
+_JSON = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
 
 Payloads = frozenset[tuple[str | None, int]]
 
@@ -65,6 +66,19 @@ class Say:
 
 
 Delivery = Say | Close | Probe | Registered
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """A message about a new entry of a stream. `former` is the entry before it; `state` is sealed, or empty."""
+
+    instance: str
+    former: bytes
+    place: bytes
+    fields: tuple[bytes, ...] = field(repr=False)  # as they stand in the stream
+    name: str
+    version: int
+    state: bytes = field(repr=False)
 
 
 def instance_of(connection: str) -> str:
@@ -157,6 +171,22 @@ def load_deliveries(text: bytes) -> list[Delivery]:
     return _read(text, lambda plain: [_load_delivery(one) for one in plain])
 
 
+def load_wake(message: bytes) -> Wake:
+    """A message; see `redis_scripts`.
+
+    Raises:
+        DecodeError: no such thing.
+    """
+    head, _, rest = message.partition(b"\n")
+    try:
+        instance, former, place, name, version, size = head.split(b" ")
+        end = int(size)
+        fields = (b"n", name, b"v", version, b"b", rest[:end])
+        return Wake(instance.decode(), former, place, fields, name.decode(), int(version), rest[end:])
+    except ValueError:
+        raise DecodeError("a message of another layout") from None
+
+
 def _dump_delivery(one: Delivery) -> list[Any]:
     match one:
         case Say(to, text, code, is_report):
@@ -197,7 +227,7 @@ def _load(plain: dict[str, Any], policy: Policy, salt: bytes, version: int) -> S
 
 
 def _encode(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _JSON.encode(value).encode()
 
 
 def _read(text: bytes, read: Callable[[Any], _T]) -> _T:

@@ -10,8 +10,10 @@ connections in their sessions, some at a time, until there are none. It may have
 its commands refused, closes its connections, and goes on as another instance.
 
 What the instance has to tell its connections comes through a stream of its own, in which each event of each session
-has one entry. Entries come with the answers to its own commands, and by themselves when another instance's command
-had some: then a message wakes it. An entry that it caused itself is a number only: what it says stays here.
+has one entry. They come with the answers to its own commands, and in messages when another instance's command had one,
+and are told in their order; if some were missed, the instance reads on in its stream. An entry that it caused itself is
+a number only: what it says stays here. The message also brings the session's new state, so that its next change here is
+one of that.
 
 While Redis is away nobody is disconnected for OUTAGE_S; then the connections are closed, so that clients may look for
 another server, and the instance is a new one.
@@ -35,6 +37,7 @@ from punchd.broker.clock import Clock
 from punchd.broker.redis_codec import Delivery
 from punchd.broker.redis_scripts import BUSY, READ
 from punchd.errors import DecodeError, StoreError
+from punchd.redis.connection import Word
 from punchd.redis.link import Link
 from punchd.redis.script import Script
 from punchd.redis.url import Place
@@ -60,6 +63,10 @@ class Host(Protocol):
         Raises:
             DecodeError: it cannot be read.
         """
+        ...
+
+    def offer(self, name: str, version: int, sealed: bytes) -> None:
+        """A session's newest state."""
         ...
 
     def lose(self, name: str) -> None:
@@ -106,6 +113,7 @@ class Instance:
         self._host = host
         self._link = Link(place, redis_scripts.use(self._process), hear=self._wake_up, resync=self._missed)
         self._last = _START  # entry of the stream that was told
+        self._ahead: dict[bytes, tuple[bytes, Sequence[bytes]]] = {}  # entries by what stands before them
         self._own: dict[bytes, tuple[float, list[Delivery]]] = {}  # what entries of our own say, and since when
         self._keys = count(1)
         self._is_new = True  # not in Redis yet
@@ -127,17 +135,16 @@ class Instance:
         """Whether Redis answers."""
         return self._link.is_up
 
-    async def call(self, script: Script, *arguments: bytes | int | str) -> Any:
+    async def call(self, script: Script, *arguments: Word) -> Any:
         """What a script answers.
 
         Raises:
             StoreError: it cannot be known.
         """
-        plain = (one.encode() if isinstance(one, str) else one for one in arguments)
-        return await self._link.call(script, *plain)
+        return await self._link.call(script, *arguments)
 
-    async def commit(self, own: list[Delivery], *arguments: bytes | int | str) -> tuple[bytes, Any, Any]:
-        """Run COMMIT from its fourth argument on; `own` is what it has to tell here.
+    async def commit(self, own: list[Delivery], name: str, *arguments: Word) -> tuple[bytes, Any, Any]:
+        """Run COMMIT from its fourth argument on, the session's name; `own` is what it has to tell here.
 
         Raises:
             StoreError: it cannot be known whether it took place, or this instance was given up.
@@ -145,14 +152,15 @@ class Instance:
         me, key = self.id, b"%d" % next(self._keys) if own else b""
         if own:
             self._own[key] = trio.current_time(), own
-        status, *rest = await self.call(redis_scripts.COMMIT, me, self._last, key, *arguments)
+        status, *rest = await self.call(redis_scripts.COMMIT, me, self._last, key, name, *arguments)
         if status == b"reaped":
             self._hurry()
             raise StoreError("this server was given up by the others")
-        version, blob, entries = rest
         if status != b"ok":
             self._own.pop(key, None)
-        self._tell(me, entries)
+        version, blob = rest
+        if status == b"ok" and own and me == self.id:
+            self._come(version, blob, (b"n", name.encode(), b"k", key))
         return status, version, blob
 
     async def catch_up(self) -> None:
@@ -217,6 +225,8 @@ class Instance:
         self._tell(me, entries)
         if len(entries) < READ:
             self._forget_lost()
+        told = _order(self._last)
+        self._ahead = {former: one for former, one in self._ahead.items() if _order(one[0]) > told}
         if words[0] != BUSY:
             self._grave = _Grave(dead, list(zip(left[::2], left[1::2], strict=True)))
             self._dug.set()
@@ -244,6 +254,7 @@ class Instance:
         self._number += 1
         self._last, self._is_new, self._is_suspect = _START, True, False
         self._own.clear()
+        self._ahead.clear()
         self._heard_at = trio.current_time()
         self._go_on()
 
@@ -262,8 +273,17 @@ class Instance:
 
     # --- what is to be told ------------------------------------------------------------------------------------------
 
-    def _wake_up(self, _message: bytes) -> None:
-        self._unread.set()
+    def _wake_up(self, message: bytes) -> None:
+        try:
+            wake = codec.load_wake(message)
+        except DecodeError:
+            self._unread.set()
+            return
+        if wake.instance != self.id:
+            return
+        if wake.state:
+            self._host.offer(wake.name, wake.version, wake.state)
+        self._come(wake.former, wake.place, wake.fields)
 
     async def _read_forever(self) -> None:
         while True:
@@ -272,7 +292,15 @@ class Instance:
             with contextlib.suppress(StoreError):  # `_missed` comes when it is back
                 await self.catch_up()
 
-    def _tell(self, me: str, entries: list[Any]) -> None:
+    def _come(self, former: bytes, place: bytes, fields: Sequence[bytes]) -> None:
+        """One entry. Tasks that were answered at the same moment go on in any order, so it may be ahead of others; what
+        really is missing comes with the next beat."""
+        if _order(place) > _order(self._last):
+            self._ahead[former] = place, fields
+        while (found := self._ahead.pop(self._last, None)) is not None:
+            self._tell(self.id, [found])
+
+    def _tell(self, me: str, entries: Sequence[Any]) -> None:
         """Tell what was not told yet. Answers may overlap, but none begins after what was told."""
         if me != self.id:
             return  # of an instance that is no more

@@ -19,7 +19,7 @@ from punchd.broker.clock import Clock
 from punchd.broker.metrics import Counts
 from punchd.broker.moves import Close, Probe, Registered
 from punchd.broker.redis_changes import Changes, OtherLifeError, OvertakenError, UnreadableError, fail
-from punchd.broker.redis_codec import Delivery, Say
+from punchd.broker.redis_codec import Delivery, Say, State
 from punchd.broker.redis_locals import Local, Ticket, Work, left, of_time
 from punchd.broker.server_messages import ErrorCode, ErrorMessage, Reason, SessionClosed
 from punchd.broker.session import ENDINGS
@@ -90,6 +90,10 @@ class Lines:
         local.outlets[connection] = outlet, token
         self._homes[connection] = local
 
+    def guess(self, name: str, state: State) -> None:
+        """How a session was a moment ago."""
+        self._local(name).guess(state)
+
     def home(self, connection: str) -> tuple[str, bytes] | None:
         """The session that a connection is held for, and the digest of its token; None if it is not here."""
         local = self._homes.get(connection)
@@ -132,6 +136,12 @@ class Lines:
     def read_entry(self, sealed: bytes, place: bytes) -> list[Delivery]:
         """See `Host`."""
         return self._changes.read_entry(sealed, place)
+
+    def offer(self, name: str, version: int, sealed: bytes) -> None:
+        """See `Host`."""
+        local = self._locals.get(name)
+        if local is not None and version > max(local.seen, local.offered[0]):
+            local.offered = version, sealed
 
     def lose(self, name: str) -> None:
         """See `Host`."""

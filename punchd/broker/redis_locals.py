@@ -16,6 +16,9 @@ from punchd.broker.store import Outlet
 
 Work = Callable[[State, int], list[Action] | None]
 
+GLANCE_S = 1.0  # that a request may take from its first question to its last
+GLANCES = 1024
+
 
 @dataclass(slots=True, eq=False)
 class Ticket:
@@ -50,6 +53,7 @@ class Local:
     clock: Clock
     time_out: Callable[[Local], None]
     state: State | None = None  # None if it has to be asked for
+    offered: tuple[int, bytes] = (0, b"")  # version and sealed state that came with a message
     salt: bytes | None = None  # which life of the name, once that is known
     seen: int = 0  # version
     closes_ms: float = inf
@@ -76,13 +80,51 @@ class Local:
         due_ms = state.session.next_timeout()
         self.due_ms = inf if due_ms is None else due_ms
 
+    def guess(self, state: State) -> None:
+        """This is how it was a moment ago. If it has changed since, that is found when it is changed again."""
+        if self.state is None and self.salt in (None, state.salt) and state.version >= self.seen:
+            self.know(state)
+
     def begin_anew(self) -> None:
         """The name is that of another session."""
         self.state, self.salt, self.seen, self.closes_ms, self.due_ms = None, None, 0, inf, inf
+        self.offered = 0, b""
 
     def forget_state(self) -> None:
         """It may have changed, or is of no more use."""
         self.state = None
+
+
+class Glances:
+    """States that were read for requests: a request's next question is answered from what its last one found.
+
+    Good for what is checked again when it takes effect, and for nothing else.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[float, State]] = {}  # the oldest first
+
+    def keep(self, name: str, state: State, now: float) -> None:
+        """It was read just now."""
+        self._found.pop(name, None)
+        if len(self._found) >= GLANCES:
+            del self._found[next(iter(self._found))]
+        self._found[name] = now, state
+
+    def at(self, name: str, now: float) -> State | None:
+        """If it was read a moment ago. It is not to be changed."""
+        since, state = self._found.get(name, (-inf, None))
+        return state if now - since <= GLANCE_S else None
+
+    def take(self, name: str, now: float) -> State | None:
+        """The same; it is the caller's."""
+        state = self.at(name, now)
+        self._found.pop(name, None)
+        return state
+
+    def forget_old(self, now: float) -> None:
+        """Whatever is kept for nobody any more."""
+        self._found = {name: one for name, one in self._found.items() if now - one[0] <= GLANCE_S}
 
 
 def of_event(event: Event) -> Work:

@@ -19,6 +19,11 @@ from. If that is not the newest any more, the newest comes back and nothing has 
 all instances have to tell their connections become visible in the same moment. So the order of a session's entries in
 each stream is the order of its events.
 
+Whoever has something new in its stream gets a message, and need not ask if it knows what stands before that. Commands
+of an instance are many at once, so what is unread comes with none of them: there would be as many copies.
+
+    INSTANCE FORMER-ENTRY ENTRY NAME VERSION SIZE LF    SIZE bytes: what the entry says; the state, if it goes on
+
 An instance whose silence is long enough is given up by the others, and from then on cannot change anything: its
 commands are refused. After a gap in which nobody was heard of, it was Redis that was away, or everybody: then all have
 that long again.
@@ -43,6 +48,7 @@ LATE_MS = 5000  # after its time a session that nobody ended had no connections 
 BUSY = b"-"  # in place of a dead instance: nobody has time for one
 READ = 256  # entries that are read at once
 QUEUE = 10_000  # entries that wait for an instance; it has to be given up when there are more
+STATE = 4096  # bytes of a sealed state that goes with a message; a larger one is asked for
 DAY_MS = 86_400_000 + 600_000  # that anything is good for: the longest session, and some
 
 _COMMON = f"""
@@ -58,6 +64,15 @@ local function unread(instance, last)
   local queue = P .. 'q:' .. instance
   call('XTRIM', queue, 'MINID', last)
   return call('XRANGE', queue, '(' .. last, '+', 'COUNT', {READ})
+end
+
+-- Another entry of a stream: what stands before it, and where it stands.
+local function append(instance, ...)
+  local queue = P .. 'q:' .. instance
+  local former = (call('XREVRANGE', queue, '+', '-', 'COUNT', 1)[1] or {{'0-0'}})[1]
+  local place = call('XADD', queue, '*', ...)
+  call('PEXPIRE', queue, DAY)
+  return former, place
 end
 
 local function give_up(instance)
@@ -116,7 +131,8 @@ return {'ok'}
 # instance, last entry read, number of an entry for itself or '', name, version, life, new state, ms to live, 1 or 0 if
 # it is over, source, token that spoke or '', us a message, us ahead at most, how many others hear; of each: instance,
 # entry; how many connections came; these; those that left
-# → ok | stale, version, state | over, tombstone or '' | limited | reaped; last what is unread
+# → ok, the entry before its own and its own, or '' | stale, version, state | over, version, tombstone or '' | limited |
+#   reaped
 COMMIT = Script(
     _COMMON
     + f"""
@@ -124,14 +140,14 @@ local me, last, own, name, version, life, state, ttl, open, source, token, step,
 if not call('ZSCORE', P .. 'live', me) then return {{'reaped'}} end
 local key, bucket = P .. 's:' .. name, P .. 'm:' .. token
 local found = call('HMGET', key, 'v', 'i', 'o', 'b')
-if found[2] ~= life then return {{'over', '', '', unread(me, last)}} end
-if found[3] == '0' then return {{'over', found[1], found[4], unread(me, last)}} end
-if found[1] ~= version then return {{'stale', found[1], found[4], unread(me, last)}} end
+if found[2] ~= life then return {{'over', '', ''}} end
+if found[3] == '0' then return {{'over', found[1], found[4]}} end
+if found[1] ~= version then return {{'stale', found[1], found[4]}} end
 if token ~= '' then
   local us = time[1] * 1000000 + time[2]
   local full = math.max(us, tonumber(call('GET', bucket) or 0))
   if full - us > ahead + step then full = us end -- the clock was set back
-  if full - us > tonumber(ahead) then return {{'limited', '', '', unread(me, last)}} end
+  if full - us > tonumber(ahead) then return {{'limited', '', ''}} end
   full = full + step
   call('SET', bucket, text(full), 'PX', text(math.ceil((full - us) / 1000) + 1))
 end
@@ -143,19 +159,21 @@ if open == '0' then
   call('ZREM', P .. 'n', name)
   call('ZREM', P .. 'o:' .. source, name)
 end
-if own ~= '' then call('XADD', P .. 'q:' .. me, '*', 'n', name, 'v', version, 'k', own) end
+call('XTRIM', P .. 'q:' .. me, 'MINID', last)
+local own_former, own_place = '', ''
+if own ~= '' then own_former, own_place = append(me, 'n', name, 'v', version, 'k', own) end
+local goes_along = open == '1' and #state <= {STATE} and state or ''
 local at = 15
 for _ = 1, tonumber(ARGV[14]) do
   local instance, entry = ARGV[at], ARGV[at + 1]
-  local queue = P .. 'q:' .. instance
   at = at + 2
   if call('ZSCORE', P .. 'live', instance) then
-    if call('XLEN', queue) >= {QUEUE} then
+    if call('XLEN', P .. 'q:' .. instance) >= {QUEUE} then
       give_up(instance)
     else
-      call('XADD', queue, '*', 'n', name, 'v', version, 'b', entry)
-      call('PEXPIRE', queue, DAY)
-      call('PUBLISH', P .. 'wake:' .. instance:match('^[^.]*'), '')
+      local former, place = append(instance, 'n', name, 'v', version, 'b', entry)
+      local head = table.concat({{instance, former, place, name, version, #entry}}, ' ')
+      call('PUBLISH', P .. 'wake:' .. instance:match('^[^.]*'), head .. '\\n' .. entry .. goes_along)
     end
   end
 end
@@ -170,8 +188,7 @@ for place = at + 1, #ARGV do
     call('HDEL', index, connection)
   end
 end
-call('PEXPIRE', P .. 'q:' .. me, DAY)
-return {{'ok', '', '', unread(me, last)}}
+return {{'ok', own_former, own_place}}
 """
 )
 

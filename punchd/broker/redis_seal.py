@@ -62,13 +62,18 @@ class Sealer:
             raise DecodeError("sealed under a secret that is not in the secret file")
         nonce = sealed[_SALT_AT:_HEAD_SIZE]
         try:
-            return _cipher(key, sealed[_NAME_SIZE:_SALT_AT]).decrypt(nonce, sealed[_HEAD_SIZE:], place)
+            return _cipher(key, salt_of(sealed)).decrypt(nonce, sealed[_HEAD_SIZE:], place)
         except (InvalidTag, ValueError):
             raise DecodeError("sealed: changed, or meant for another place") from None
 
     def blind(self, source: bytes) -> bytes:
         """A source as Redis may know it: 16 bytes."""
         return hmac.digest(self._blind, source, "sha256")[:_BLIND_SIZE]
+
+
+def salt_of(sealed: bytes) -> bytes:
+    """The salt that a text was sealed with."""
+    return sealed[_NAME_SIZE:_SALT_AT]
 
 
 @lru_cache(_CIPHERS)

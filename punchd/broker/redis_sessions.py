@@ -9,7 +9,7 @@ lasts, they are closed with 1011. When Redis is back without a session, or with 
 connections hear `session_closed`, reason error.
 
 This process keeps of a session what its connections need; with the last of them, the state and the passphrases in it
-are dropped here.
+are dropped here. What was read for a request is kept for two seconds at most.
 
 Source: broker specification §2, §9, §10, B-037, B-064, B-103 to B-105, C-32, C-33, C-35, C-49.
 """
@@ -36,7 +36,7 @@ from punchd.broker.redis_changes import Changes
 from punchd.broker.redis_codec import State, Tombstone
 from punchd.broker.redis_instances import Instance
 from punchd.broker.redis_lines import Lines
-from punchd.broker.redis_locals import Ticket, left, of_event
+from punchd.broker.redis_locals import Glances, Ticket, left, of_event
 from punchd.broker.redis_seal import SALT_SIZE
 from punchd.broker.secret import Secret
 from punchd.broker.session import REVOKED, Session
@@ -72,6 +72,7 @@ class RedisSessions:
             settings.policy, secret, clock, counts, step_us=step_us, ahead_us=(limits.message_burst - 1) * step_us
         )
         self.lines = Lines(self.changes, clock, agenda, counts)
+        self._glances = Glances()
         self.instance = self.changes.instance = Instance(place, clock, self.lines)
 
     def __len__(self) -> int:
@@ -94,6 +95,7 @@ class RedisSessions:
             self.lines.start(nursery)
             while True:
                 await trio.sleep(CHECK_S)
+                self._glances.forget_old(self._clock.now())
                 if self._clock.has_stepped():
                     log.warning("the wall clock was set anew; sessions end by the new time")
                     self.lines.look_at_clocks()
@@ -116,11 +118,15 @@ class RedisSessions:
             passphrases = Passphrases.draw(plan.streams, self._scope, secrets.token_bytes)
             salt = secrets.token_bytes(SALT_SIZE)
             state = State(Session(plan, self._policy), ledger, passphrases, blind, salt)
-            status, *rest = await self.instance.call(
-                redis_scripts.CREATE, plan.name, b"%d" % version, state.salt, changes.seal(state, version + 1),
-                changes.life_ms(state), self._clock.now_ms(), plan.closes_ms, blind, limits.sessions,
-                limits.sessions_per_source,
-            )  # fmt: skip
+            try:
+                status, *rest = await self.instance.call(
+                    redis_scripts.CREATE, plan.name, b"%d" % version, state.salt, changes.seal(state, version + 1),
+                    changes.life_ms(state), self._clock.now_ms(), plan.closes_ms, blind, limits.sessions,
+                    limits.sessions_per_source,
+                )  # fmt: skip
+            except StoreError:
+                self._withdraw(plan.name, salt)
+                raise
             if status == b"ok":
                 self._counts.created += 1
                 log.debug("session %s: created", plan.name)
@@ -134,13 +140,24 @@ class RedisSessions:
                     return NotCreated.EXISTS
                 version, former = found.version, self._former(found.what)
 
+    def _withdraw(self, name: str, salt: bytes) -> None:
+        """End a session whose creator heard of a failure, if it was created, as soon as Redis answers."""
+
+        def work(state: State, now_ms: int) -> list[Action] | None:
+            return state.session.handle(Deleted(), now_ms) if state.salt == salt else None
+
+        self.lines.queue(name, self.lines.ticket(work, is_patient=True))
+
     def _former(self, what: State | Tombstone) -> codec.Payloads:
         return what.former if isinstance(what, Tombstone) else what.ledger.unexpired(self._clock.now_ms())
 
     async def issued(self, name: str) -> Container[bytes] | None:
         """See `Store`."""
         state = await self.changes.state(name)
-        return None if state is None else state.ledger.live
+        if state is None:
+            return None
+        self._glances.keep(name, state, self._clock.now())
+        return state.ledger.live
 
     async def view(self, name: str) -> View | None:
         """See `Store`."""
@@ -178,7 +195,7 @@ class RedisSessions:
 
     async def has_room(self, name: str) -> bool:
         """See `Store`."""
-        state = await self.changes.state(name)
+        state = self._glances.at(name, self._clock.now()) or await self.changes.state(name)
         return state is not None and state.session.has_room()
 
     async def _ask(self, name: str, ask: Callable[[State], _T]) -> _T | None:
@@ -212,6 +229,9 @@ class RedisSessions:
             self.lines.turn_away(outlet)
             return
         self.lines.hold(name, connection, outlet, token)
+        glance = self._glances.take(name, self._clock.now())
+        if glance is not None:
+            self.lines.guess(name, glance)
 
         def work(state: State, now_ms: int) -> list[Action]:
             if token in state.ledger.live:

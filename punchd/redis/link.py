@@ -6,21 +6,14 @@ command at a time, so more connections would gain nothing, and a single one has 
     starting ──▶ up ◀──▶ down
 
 While it is down, a call fails at once; a task of its own, which no request can cancel, connects again after 0.05 s, and
-then ever more slowly, up to once a second. While it is up, a command that writes goes out every second; if that has no
-answer after 1.5 s, or is refused, the connection is given up. A call waits for its own answer as long and no longer.
-While it is starting, calls wait for the first outcome, so that a server that was just started refuses nobody for
-nothing.
+then ever more slowly, up to once a second. While it is up, a command that writes goes out every second; if that is
+refused, or if any command has no answer after 1.5 s, the connection is given up, and all that wait hear of it. While it
+is starting, calls wait for the first outcome, so that a server that was just started refuses nobody for nothing.
 
 A command that was cut off is never sent again, since it may have taken place. Whoever asked for it hears of it.
 
 Messages that were sent while the connection was down are lost. So every subscription begins with `resync`: what they
 would have told has to be read from what is stored.
-
-coredis 6.9.0 speaks the protocol (RESP3: answers and messages in one stream) below its pool and its pub/sub object.
-Both have a fault that does not arise here: the pool loses a place for each caller that is cancelled while it connects,
-and the iteration over messages can end without an error after a reconnect; here its end is the end of the connection.
-A connection that could not be made leaves its buffers open, which Python warns of: `_Tidy` closes them.
-Its own log lines repeat what stands here, with tracebacks, and are turned off.
 
 Outages are logged in one line each, at most every 10 s, with why and where, never with user or password; one that
 lasts is told of again every minute.
@@ -30,30 +23,20 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
-from anyio import TASK_STATUS_IGNORED, BrokenResourceError, ClosedResourceError, EndOfStream
-from anyio.abc import TaskStatus
-from coredis.connection import (
-    BaseConnection,
-    BaseConnectionParams,
-    TCPConnection,
-    TCPLocation,
-    UnixDomainSocketConnection,
-    UnixDomainSocketLocation,
-)
 from coredis.exceptions import ConnectionError as LostError
 from coredis.exceptions import NoScriptError
 from coredis.typing import RedisError
 
 from punchd.errors import StoreError
+from punchd.redis.connection import ANSWER_S, Connection, Word
 from punchd.redis.script import Script, Use
 from punchd.redis.url import Place
 
-COMMAND_S = 1.5  # for a command and its answer, and for connecting; requests are to fail within 2 s
+CONNECT_S = 1.5  # for connecting, and for a place among those that wait
 PROBE_S = 1.0  # between two commands that only show that there is an answer
 FIRST_DELAY_S, MOST_DELAY_S = 0.05, 1.0  # before connecting again
 IN_FLIGHT = 512  # commands sent and not answered
@@ -61,8 +44,6 @@ NOTICE_S = 10.0  # between two lines about outages
 REMINDER_S = 60.0  # between two lines about one that lasts
 
 _PROBE_MS = 5000  # that the key of the probe lives
-
-logging.getLogger("coredis").setLevel(logging.CRITICAL + 1)
 
 
 class Link:
@@ -80,7 +61,7 @@ class Link:
         self._tls = ssl.create_default_context() if place.is_tls else None
         self._hear = hear
         self._resync = resync
-        self._connection: BaseConnection | None = None  # while it is up
+        self._connection: Connection | None = None  # while it is up
         self._is_decided = trio.Event()  # no longer starting
         self._free = trio.Semaphore(IN_FLIGHT)
         self._notices = _Notices(str(place), use)
@@ -89,30 +70,39 @@ class Link:
     def is_up(self) -> bool:
         return self._connection is not None
 
-    async def call(self, script: Script, *arguments: bytes | int) -> Any:
+    async def call(self, script: Script, *arguments: Word) -> Any:
         """What a script answers.
 
         Raises:
             StoreError: it cannot be known; the script may have run or not.
         """
         try:
-            with trio.fail_after(COMMAND_S):
-                await self._is_decided.wait()
-                async with self._free:
-                    return await self._evaluate(script, arguments)
-        except trio.TooSlowError:
-            raise StoreError("redis did not answer in time") from None
+            self._free.acquire_nowait()
+        except trio.WouldBlock:
+            await self._in_turn(self._free.acquire)
+        try:
+            if not self._is_decided.is_set():
+                await self._in_turn(self._is_decided.wait)
+            return await self._evaluate(script, arguments)
+        finally:
+            self._free.release()
 
-    async def _evaluate(self, script: Script, arguments: tuple[bytes | int, ...]) -> Any:
+    async def _in_turn(self, wait: Callable[[], Awaitable[None]]) -> None:
+        with trio.move_on_after(CONNECT_S) as scope:
+            await wait()
+        if scope.cancelled_caught:
+            raise StoreError("redis did not answer in time")
+
+    async def _evaluate(self, script: Script, arguments: tuple[Word, ...]) -> Any:
         connection = self._connection
         if connection is None:
             raise StoreError("redis cannot be reached")
         try:
             try:
-                return await connection.create_request(b"EVALSHA", script.sha, 0, *arguments, decode=False)
+                return await connection.ask(b"EVALSHA", script.sha, 0, *arguments)
             except NoScriptError:
-                return await connection.create_request(b"EVAL", script.source, 0, *arguments, decode=False)
-        except (LostError, ClosedResourceError, BrokenResourceError) as error:
+                return await connection.ask(b"EVAL", script.source, 0, *arguments)
+        except LostError as error:
             raise StoreError("the connection to redis was lost") from error
         except RedisError as error:
             self._notices.refused(_reason(error, self._place))
@@ -131,68 +121,45 @@ class Link:
     async def _session(self) -> tuple[bool, str]:
         """Connect, and stay so. Whether that worked, and why it is over."""
         was_up, reason = False, ""
-        connection = self._new_connection()
         try:
+            with trio.fail_after(CONNECT_S):
+                connection = Connection(await self._open(), self._pass_on)
             async with trio.open_nursery() as nursery:
-                with trio.fail_after(COMMAND_S):
-                    await nursery.start(connection.run)
-                nursery.start_soon(self._listen, connection)
+                nursery.start_soon(connection.run)
+                await self._greet(connection)
                 while True:
-                    with trio.fail_after(COMMAND_S):
-                        await connection.create_request(b"SET", self._use.probe, b"", b"PX", _PROBE_MS, decode=False)
+                    await connection.ask(b"SET", self._use.probe, b"", b"PX", _PROBE_MS)
                     if not was_up:
                         was_up, self._connection = True, connection
                         self._is_decided.set()
                         self._notices.up()
+                        await connection.ask(b"SUBSCRIBE", self._use.channel)
+                        self._resync()
                     await trio.sleep(PROBE_S)
-        except* (RedisError, OSError, trio.TooSlowError, ClosedResourceError, BrokenResourceError) as errors:
+        except* (RedisError, OSError, trio.TooSlowError, trio.BrokenResourceError) as errors:
             reason = _reason(errors, self._place)
         finally:
             self._connection = None
         return was_up, reason
 
-    async def _listen(self, connection: BaseConnection) -> None:
-        connection.send_command(b"SUBSCRIBE", self._use.channel)
-        async with aclosing(connection.push_messages) as pushes:
-            async for push in pushes:
-                match push:
-                    case [b"message", _, bytes(message)]:
-                        self._hear(message)
-                    case [b"subscribe", *_]:
-                        self._resync()
-                    case _:
-                        pass
-        raise LostError("the messages ended")
+    def _pass_on(self, message: bytes) -> None:
+        self._hear(message)
 
-    def _new_connection(self) -> BaseConnection:
+    async def _open(self) -> trio.abc.Stream:
         place = self._place
-        account = BaseConnectionParams(username=place.user, password=place.password, db=place.number)
-        if self._tls is not None:
-            account["ssl_context"] = self._tls
         if place.path:
-            return _Unix(UnixDomainSocketLocation(place.path), **account)
-        return _Tcp(TCPLocation(place.host, place.port), **account)
+            return await trio.open_unix_socket(place.path)
+        stream = await trio.open_tcp_stream(place.host, place.port)
+        if self._tls is None:
+            return stream
+        return trio.SSLStream(stream, self._tls, server_hostname=place.host, https_compatible=True)
 
-
-class _Tidy(BaseConnection):
-    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
-        try:
-            await super().run(task_status=task_status)
-        finally:
-            self._write_buffer_in.close()
-            self._write_buffer_out.close()
-            self._push_message_buffer_in.close()
-            self._push_message_buffer_out.close()
-            self._streamed_message_buffer_in.close()
-            self._streamed_message_buffer_out.close()
-
-
-class _Tcp(_Tidy, TCPConnection):
-    pass
-
-
-class _Unix(_Tidy, UnixDomainSocketConnection):
-    pass
+    async def _greet(self, connection: Connection) -> None:
+        place = self._place
+        account = (b"AUTH", (place.user or "default").encode(), (place.password or "").encode())
+        await connection.ask(b"HELLO", 3, *(account if place.user or place.password else ()))
+        if place.number:
+            await connection.ask(b"SELECT", place.number)
 
 
 class _Notices:
@@ -230,16 +197,23 @@ def _reason(error: BaseException, place: Place) -> str:
     while True:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[-1]
-        elif isinstance(error, LostError) and error.__cause__ is not None:
+        elif isinstance(error, LostError | OSError | trio.BrokenResourceError) and error.__cause__ is not None:
             error = error.__cause__
         else:
             break
-    if isinstance(error, trio.TooSlowError):
-        return f"no answer within {COMMAND_S} s"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, ClosedResourceError | BrokenResourceError | EndOfStream):
-        return "the connection ended"
+    match error:
+        case trio.TooSlowError():
+            return f"no answer within {ANSWER_S} s"
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not good: {error.verify_message.rstrip('.')}"
+        case ssl.SSLError():
+            return f"TLS failed: {error.reason or error}"
+        case OSError() if error.strerror:
+            return error.strerror
+        case trio.BrokenResourceError():
+            return "the connection ended"
+        case _:
+            pass
     text = " ".join(str(error).partition(", with args")[0].split())
     for secret in filter(None, (place.password, place.user)):
         text = text.replace(secret, "***")

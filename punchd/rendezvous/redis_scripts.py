@@ -20,8 +20,10 @@ States follow from lease and flags at every access, exactly as in `clients.py`; 
 the client's lease or the signal's age and a second, so that nothing stays behind even if no server comes back. What
 is in `all` and `until` beyond their time is swept by the servers, a bounded part at a time.
 
-Time is Redis' own, so that the servers' clocks need not agree; tests may give another one. Comparing two strings by
-`<` would follow the locale, so numbers are compared as numbers.
+Time is Redis' own, so that the servers' clocks need not agree; tests may give another one. It may be set back: what
+then lies ahead counts as now, and is made so when it is met or swept, so that nobody is locked out and nothing stays
+for longer than it would have from then on; signals from too far ahead are dropped. Comparing two strings by `<` would
+follow the locale, so numbers are compared as numbers.
 
 Waits and wakings: whoever waits for signals listens to one channel. A message is a letter and an id: S a signal came,
 G the client is gone, W it has a newer wait, whose number follows.
@@ -63,10 +65,30 @@ local function text(number) return string.format('%.0f', number) end
 local function ms(us) return text(math.ceil(us / 1000) + KEEP_MS) end
 local function tell(kind, id) call('PUBLISH', '{CHANNEL.decode()}', kind .. id) end
 
--- The key of a client's hash, if the client is there.
+-- The client lives for another lifetime from now on.
+local function renew(key, id, digest)
+  call('PEXPIRE', key, ms(life))
+  call('PEXPIRE', P .. 'i:' .. id, ms(life))
+  call('ZADD', P .. 'all', text(now), id .. digest)
+  call('PEXPIRE', P .. 'all', ms(life))
+  local prints = call('HGET', key, 'al') or ''
+  for at = 1, #prints, 20 do call('PEXPIRE', P .. 'a:' .. prints:sub(at, at + 19), ms(life)) end
+end
+
+-- The key of a client's hash, if the client is there. If the clock was set back, nobody knows for how long the client
+-- has been silent: what lies ahead is now.
 local function by_digest(digest)
   local key = P .. 'k:' .. digest
-  local lease = call('HGET', key, 'l')
+  local c = call('HMGET', key, 'l', 'id', 't4', 't6')
+  local lease = tonumber(c[1])
+  if lease and lease > now then
+    lease = now
+    call('HSET', key, 'l', text(now))
+    for at, name in ipairs({{'t4', 't6'}}) do
+      if tonumber(c[at + 2] or 0) > now then call('HSET', key, name, text(now)) end
+    end
+    renew(key, c[2], digest)
+  end
   return lease and now - lease < life and key or nil
 end
 
@@ -77,16 +99,6 @@ end
 
 local function is_pending(flags, lease)
   return has(flags, NEW) == 0 and (now - lease > online or has(flags, MUST_VERIFY) ~= 0)
-end
-
--- The client lives for another lifetime from now on.
-local function renew(key, id, digest)
-  call('PEXPIRE', key, ms(life))
-  call('PEXPIRE', P .. 'i:' .. id, ms(life))
-  call('ZADD', P .. 'all', text(now), id .. digest)
-  call('PEXPIRE', P .. 'all', ms(life))
-  local prints = call('HGET', key, 'al') or ''
-  for at = 1, #prints, 20 do call('PEXPIRE', P .. 'a:' .. prints:sub(at, at + 19), ms(life)) end
 end
 
 local function drop_queue(id)
@@ -104,11 +116,11 @@ local function count(id, cost)
   call('HINCRBY', P .. 'cost', id, cost)
 end
 
--- Drop the signals of a client that are too old.
+-- Drop the signals of a client that are too old, or from a time that the clock has left.
 local function trim(id)
   local queue, freed = P .. 'q:' .. id, 0
   local first = call('LINDEX', queue, 0)
-  while first and now - struct.unpack('>I8', first, 17) >= age_most do
+  while first and math.abs(now - struct.unpack('>I8', first, 17)) >= age_most do
     call('LPOP', queue)
     freed = freed + #first - 24 + OVERHEAD
     first = call('LINDEX', queue, 0)
@@ -124,7 +136,12 @@ end
 local function sweep_queues(most)
   local old = call('ZRANGEBYSCORE', P .. 'until', '-inf', text(now), 'LIMIT', 0, most)
   for _, id in ipairs(old) do drop_queue(id) end
-  return #old
+  local ahead = call('ZRANGEBYSCORE', P .. 'until', '(' .. text(now + age_most), '+inf', 'LIMIT', 0, most)
+  for _, id in ipairs(ahead) do -- the clock was set back
+    call('ZADD', P .. 'until', text(now + age_most), id)
+    trim(id)
+  end
+  return math.max(#old, #ahead)
 end
 
 -- Forget a client with all that belongs to it.
@@ -142,7 +159,11 @@ end
 local function sweep_clients(most)
   local gone = call('ZRANGEBYSCORE', P .. 'all', '-inf', text(now - life), 'LIMIT', 0, most)
   for _, member in ipairs(gone) do remove(member:sub(1, 16), member:sub(17)) end
-  return #gone
+  local ahead = call('ZRANGEBYSCORE', P .. 'all', '(' .. text(now), '+inf', 'LIMIT', 0, most)
+  for _, member in ipairs(ahead) do -- the clock was set back
+    if not by_digest(member:sub(17)) then remove(member:sub(1, 16), member:sub(17)) end
+  end
+  return math.max(#gone, #ahead)
 end
 """
 
@@ -234,7 +255,9 @@ local function pulse(digest, source, signed)
   else
     signed_ms = signed:sub(2)
     if math.abs(signed_ms - math.floor(now / 1000)) > SKEW_MS then return 1050 end
-    if tonumber(signed_ms) <= tonumber(c[6] or 0) or is_pending(flags, c[3]) then return 1050 end
+    local last_ms = tonumber(c[6] or 0)
+    if last_ms - math.floor(now / 1000) > SKEW_MS then last_ms = 0 end -- the clock was set back
+    if tonumber(signed_ms) <= last_ms or is_pending(flags, c[3]) then return 1050 end
     if signed:sub(1, 1) ~= 'C' then return 1051 end
   end
   if now - c[3] > online and has(flags, NEW) == 0 then return 1050 end

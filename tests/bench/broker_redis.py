@@ -1,6 +1,9 @@
 """Two brokers that share a Redis, one peer of each pair at either, beside one that keeps its sessions in memory.
 
-Processor time is that of both brokers together; Redis' own is told apart. Everything but Redis is as in `broker_speed`.
+Processor time is that of both brokers together; Redis' own is told apart. Latency is measured at a rate that two cores
+are to hold, and at the goal. Nothing is pinned: brokers, Redis and the client share all cores, as they do where
+somebody runs them on one machine. Everything else is as in `broker_speed`.
+
 PUNCHD_BENCH_STORE is the URL of a Redis to use; without it, one is started, and ends with the bench.
 """
 
@@ -22,6 +25,7 @@ from tests.bench.broker_servers import Broking, server
 from tests.bench.broker_speed import (
     LATENCY_GOAL_MS,
     PAIRS,
+    RATE,
     RATE_S,
     SESSIONS,
     TALKERS,
@@ -39,7 +43,8 @@ from tests.unit.rendezvous.redis_server import REDIS_SERVER, RedisServer, redis_
 
 ROUNDS = 3
 IDLE = 1000
-PAIRS_PER_S = 50  # both brokers have one core, which 160 a second fill
+PAIRS_PER_S = 100  # held by two cores
+GOAL_PAIRS_PER_S = RATE  # what one broker in memory holds on one core
 
 
 class Couple(Broking):
@@ -80,16 +85,16 @@ def measure(url: str | None) -> None:
         secret.touch(mode=0o600)
         secret.write_text("punchd-bench-secret-0123456789abcdef0123456789abcdef\n")
         shared = ("--secret-file", str(secret), "--store", redis.url if redis else url or "")
-        couple = Couple(*(stack.enter_context(server("ours", cores[-1], words=shared)) for _ in range(2)))
-        alone = stack.enter_context(server("ours", cores[-1]))
+        ours = [stack.enter_context(server("ours", cores[-1], words=words)) for words in (shared, shared, ())]
+        for one in ours:
+            os.sched_setaffinity(one.process.pid, cores)
+        couple, alone = Couple(*ours[:2]), ours[2]
         hurry()
         if (
             redis is not None and redis._process is not None
         ):  # else it waits for brokers and client, who run before others
             with contextlib.suppress(PermissionError):
                 os.setpriority(os.PRIO_PROCESS, redis._process.pid, os.getpriority(os.PRIO_PROCESS, 0))
-        os.sched_setaffinity(0, {cores[0]})
-        stack.callback(os.sched_setaffinity, 0, cores)
         stack.callback(os.setpriority, os.PRIO_PROCESS, 0, priority)
         report({"memory": alone, "redis": couple}, redis)
 
@@ -118,11 +123,22 @@ def report(servers: dict[str, Broking], redis: RedisServer | None) -> None:
         mine, shared, extra = cost["memory", what], cost["redis", what], statistics.median(of_redis_us[what])
         words = f"{shared:7.1f} us and {extra:.1f} us of Redis' own, in memory {mine:.1f} us"
         print(f"  {what:11} {words}  ratio {shared / mine:.2f}")
-    for name, target in servers.items():
-        seconds = latencies(target, sessions(target, "l", int(PAIRS_PER_S * RATE_S)), PAIRS_PER_S)
-        p50, p99 = statistics.median(seconds), statistics.quantiles(seconds, n=100)[98]
-        words = f"p50 {p50 * 1e3:.1f} ms, p99 {p99 * 1e3:.1f} ms (goal: {LATENCY_GOAL_MS} or less)"
-        print(f"  register to peer at {PAIRS_PER_S} pairs/s: {name:10} {words}, {len(seconds)} pairs")
+    for rate in (PAIRS_PER_S, GOAL_PAIRS_PER_S):
+        for name, target in servers.items():
+            print(f"  register to peer at {rate} pairs/s: {name:10} {at_rate(target, rate)}")
+
+
+def at_rate(target: Broking, rate: int) -> str:
+    made, seconds = sessions(target, f"l{rate}-", int(rate * RATE_S)), list[float]()
+    try:
+        seconds = latencies(target, made, rate)
+    except* (OSError, trio.TooSlowError):  # too slow for its clients
+        pass
+    if not seconds:
+        return "not held: connections were lost"
+    p50, p99 = statistics.median(seconds), statistics.quantiles(seconds, n=100)[98]
+    words = f"p50 {p50 * 1e3:.1f} ms, p99 {p99 * 1e3:.1f} ms (goal: {LATENCY_GOAL_MS} or less)"
+    return f"{words}, {len(seconds)} pairs"
 
 
 def idle(name: str, target: Broking) -> None:

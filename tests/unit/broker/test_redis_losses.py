@@ -14,6 +14,7 @@ from punchd.broker.redis_scripts import PREFIX
 from punchd.broker.secret import Secret
 from punchd.broker.session import Session
 from punchd.errors import StoreError
+from punchd.redis.connection import Word
 from punchd.redis.script import Script
 from tests.unit.broker.redis_parts import SOURCE, Server, created, join, key_of, pair, servers, until
 from tests.unit.broker.running import FixedSecret, secret_file
@@ -332,7 +333,7 @@ async def test_what_a_server_says_itself_is_not_lost_behind_what_others_said_mea
         queue = f"{PREFIX}q:{instance.id}"
         fill = f"for _ = 1, {redis_scripts.READ} do redis.call('XADD', '{queue}', '*', 'n', 'x', 'v', '1', 'b', '') end"
 
-        async def call(script: Script, *arguments: bytes | int) -> object:
+        async def call(script: Script, *arguments: Word) -> object:
             if script is not redis_scripts.COMMIT or not lost:
                 return await real(script, *arguments)
             lost.clear()
@@ -355,7 +356,7 @@ async def test_a_connection_that_was_given_up_while_it_entered_does_not_stay_in_
         made, instance = await created(one), one.store.instance
         real, gone = instance._link.call, [False]
 
-        async def call(script: Script, *arguments: bytes | int) -> object:
+        async def call(script: Script, *arguments: Word) -> object:
             answer = await real(script, *arguments)
             if script is redis_scripts.LOAD and not gone[0]:
                 gone[0] = True

@@ -175,10 +175,15 @@ def test_what_connections_are_told_is_sorted_by_their_server_and_keeps_its_order
 def test_without_the_extra_it_is_one_line_that_names_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    for name in ("punchd.broker.redis_sessions", "punchd.broker.redis_changes", "punchd.broker.redis_instances"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.delitem(sys.modules, "punchd.redis.link", raising=False)
-    monkeypatch.setitem(sys.modules, "coredis.connection", None)
+    for name in (
+        "broker.redis_sessions",
+        "broker.redis_changes",
+        "broker.redis_instances",
+        "redis.link",
+        "redis.connection",
+    ):
+        monkeypatch.delitem(sys.modules, f"punchd.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "coredis.parser", None)
     secret = secret_file(tmp_path_factory.mktemp("secret"), SECRET)
     argv = ["--insecure-dev", "--listen", "127.0.0.1:1", "--secret-file", str(secret), "--store", "redis://:hunter2@h"]
     assert cli.main(argv) == 78

@@ -17,6 +17,7 @@ from punchd.broker.settings import Limits
 from punchd.broker.store import Created, NotCreated
 from punchd.broker.windows import Deed
 from punchd.errors import StoreError
+from punchd.redis.connection import Word
 from punchd.redis.script import Script
 from tests.unit.broker.redis_parts import SOURCE, Ear, Server, created, join, key_of, pair, servers, until
 from tests.unit.broker.running import settings
@@ -230,7 +231,7 @@ async def test_a_change_whose_answer_was_lost_takes_place_once(
         peer = await join(one, made, "cam")
         real, lost = one.store.instance._link.call, [True]
 
-        async def call(script: Script, *arguments: bytes | int) -> object:
+        async def call(script: Script, *arguments: Word) -> object:
             answer = await real(script, *arguments)
             if script is redis_scripts.COMMIT and lost:
                 lost.clear()
@@ -248,3 +249,30 @@ async def test_a_change_whose_answer_was_lost_takes_place_once(
         assert [frame["connected"] for frame in admin.frames] == [1]
         assert not one.store.instance._own
         assert peer.frames == []
+
+
+async def test_a_session_whose_creator_heard_of_a_failure_does_not_stay(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with servers(redis) as [one, two]:
+        real, lost = one.store.instance._link.call, [True]
+
+        async def call(script: Script, *arguments: Word) -> object:
+            answer = await real(script, *arguments)
+            if script is redis_scripts.CREATE and lost:
+                lost.clear()
+                raise StoreError("lost")
+            return answer
+
+        monkeypatch.setattr(one.store.instance._link, "call", call)
+        with pytest.raises(StoreError):
+            await one.store.create(Creation("show"), SOURCE)
+        await until(lambda: one.store.lines.is_idle)
+        assert not lost
+        assert await two.store.issued("show") is None
+        await created(two)
+        lost.append(True)
+        with pytest.raises(StoreError):  # it was not created, since the name is taken
+            await one.store.create(Creation("show"), SOURCE)
+        await until(lambda: one.store.lines.is_idle)
+        assert await two.store.issued("show") is not None

@@ -39,8 +39,9 @@ def test_without_the_extra_it_is_one_line_that_names_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "punchd.rendezvous.redis_store", raising=False)
-    monkeypatch.delitem(sys.modules, "punchd.redis.link", raising=False)
-    monkeypatch.setitem(sys.modules, "coredis.connection", None)
+    for name in ("punchd.redis.link", "punchd.redis.connection"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "coredis.parser", None)
     assert cli.main(["--http", "127.0.0.1:5025", "--store", "redis://:hunter2@h"]) == 78
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("punchd-rendezvous: store: expected the extra `redis`: pip install 'punchd[redis]'")
