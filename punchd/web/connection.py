@@ -129,18 +129,18 @@ class Connection:
             self._sock.close()
 
     async def _shake_hands(self, context: ssl.SSLContext) -> bool:
-        stream = trio.SSLStream(trio.SocketStream(self._sock), context, server_side=True, https_compatible=True)
+        is_done = False
         with trio.move_on_after(self._service.limits.tls_s) as self._idle:
             try:
                 await trio.lowlevel.wait_readable(self._sock)
                 await self._service.turns.take_handshake(self._source)
+                stream = trio.SSLStream(trio.SocketStream(self._sock), context, server_side=True, https_compatible=True)
                 await stream.do_handshake()
+                self._stream, is_done = stream, True
             except GONE as error:
                 log.debug("%s: TLS handshake failed: %s", self._peer, error.__cause__ or error)
-            else:
-                self._stream = stream
         self._idle = None
-        if self._stream is stream:
+        if is_done:
             return True
         self._service.counts.failed_handshakes += 1
         raise _GoneError

