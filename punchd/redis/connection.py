@@ -9,8 +9,10 @@ Nobody has a timer. A task looks now and then who waits longest: if that is the 
 is given up, and with it all that wait. Turns are counted and not time, so that a process that had to wait for its
 processor has read what came meanwhile before it gives anything up.
 
-coredis' parser reads. Its own connection above that takes more turns of the event loop for each command, in queues and
-cancel scopes that gain nothing here.
+coredis' parser reads. What coredis 6.9.0 has above that does not serve here: its pool loses a place for each caller
+that is cancelled while it connects, and the iteration over messages can end without an error after a reconnect. Its
+bare connection takes queues and cancel scopes for each command: with it two brokers told 200 pairs a second of each
+other within 16 to 49 ms, with this within 10 to 15 ms (99th percentile, same machine, `./dev bench broker-redis`).
 
 Source: RESP3 (https://github.com/redis/redis-specifications/blob/master/protocol/RESP3.md); Redis commands HELLO,
 SUBSCRIBE.
