@@ -28,7 +28,12 @@ def free() -> str:
 def arguments(program: str, directory: Path) -> list[str]:
     match program:
         case "punchd":
-            return ["--socket", str(directory / "socket"), "--mode", "600", "--techniques", "udp"]
+            words = ["--socket", str(directory / "socket"), "--mode", "600", "--techniques", "udp"]
+            return [
+                *words,
+                "--user",
+                str(os.geteuid()),
+            ]  # no other can reach the manager's socket in a test's directory
         case "rendezvous":
             return ["--http", free(), "--udp", free(), "--stun", free(), "--metrics", free()]
         case _:

@@ -185,7 +185,7 @@ def chance(draw: random.Random) -> list[tuple[bytes, int, float, object]]:
     return made
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**64))
 def test_msp_c44_msp_c48_whatever_comes_has_the_effect_that_it_has_one_by_one(seed: int) -> None:
     draw = random.Random(seed)
