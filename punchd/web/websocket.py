@@ -93,7 +93,7 @@ class WebSocket:
         source: bytes,
         audience: bytes,
     ) -> None:
-        """`stream` is `sock`, or TLS on it; the caller's. What comes takes turns of `source`, what goes `audience`'s."""
+        """`stream` is `sock`, or TLS on it; the caller's. What comes takes `source`'s turns, what goes `audience`'s."""
         self.subprotocol: str | None = protocol.subprotocol
         self.notice_frame: Callable[[], None] = _pay_no_heed
         self.close_code: int | None = None
